@@ -1,0 +1,212 @@
+"""Leave the straight road: fork a run, save it, load it.
+
+The whole state of a run is a handful of tensors that are never written in place, so a fork shares them with its parent
+and a saved state continues bit for bit.
+
+Read next: `generate.py`.
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, encode_prompts
+from cosmos3_lab.files import replacing
+from cosmos3_lab.guidance import needs_uncond
+from cosmos3_lab.latents import Latents
+from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
+from cosmos3_lab.schedule import Schedule
+from cosmos3_lab.unipc import UniPCState, unipc_restart
+
+FORMAT = "cosmos3_lab.denoise_state/1"
+TEXT_KEY = "check.text_key"
+
+
+def fork(
+    models: Cosmos3Models,
+    inputs: DenoiseInputs,
+    state: DenoiseState,
+    *,
+    prompt: Cosmos3TokenizedPrompt | None = None,
+    negative_prompt: Cosmos3TokenizedPrompt | None = None,
+    guidance_scale: float | None = None,
+    schedule: Schedule | None = None,
+    latents: Latents | None = None,
+    restart: bool | None = None,
+) -> tuple[DenoiseInputs, DenoiseState]:
+    """Change something half-way and continue from there; the parent run stays as it is.
+
+    Any change makes the solver forget its history: the remembered x0 belong to another velocity field, and the corrector
+    would rebuild an edited sample from the unedited one. `restart=False` keeps the history of an edit, to see just that.
+
+    Args:
+        models: from `load_cosmos3`.
+        inputs, state: the parent's, at any step.
+        prompt, negative_prompt: from `Cosmos3Processor`; the text is encoded anew.
+        guidance_scale: a new w.
+        schedule: must contain the state's sigma; its number of steps may differ.
+        latents: the edited sample, at the state's sigma.
+        restart: True or False for edited latents or guidance; None means "if anything changes".
+
+    Returns:
+        `(inputs, state)` of the fork.
+
+    Raises:
+        ValueError: shapes differ, the schedule lacks the current sigma, or `restart=False` with a new prompt or schedule.
+    """
+    must_restart = prompt is not None or negative_prompt is not None or schedule is not None
+    if restart is False and must_restart:
+        raise ValueError("got restart=False with a new prompt or schedule, whose history does not fit; leave restart out")
+    request, step_index = inputs.request, state.step_index
+    if prompt is not None:
+        request = replace(request, text_ids=prompt.text_ids, text_mask=prompt.text_mask)
+    if negative_prompt is not None:
+        request = replace(request, neg_text_ids=negative_prompt.text_ids, neg_text_mask=negative_prompt.text_mask)
+    if guidance_scale is not None:
+        request = replace(request, guidance_scale=guidance_scale)
+    if schedule is not None:
+        step_index = _index_of_sigma(schedule, float(inputs.schedule.sigmas[step_index]))
+        request = replace(request, num_inference_steps=schedule.num_steps)
+    if latents is not None:
+        latents = _checked_edit(latents, state.latents)
+    needed = needs_uncond(request.guidance_scale, inputs.preset.skip_guidance)
+    cond, uncond = inputs.cond, inputs.uncond if needed else None
+    if prompt is not None or negative_prompt is not None or (needed and uncond is None):
+        cond, uncond = encode_prompts(models, request, guidance_scale=request.guidance_scale, preset=inputs.preset)
+    changed = replace(
+        inputs,
+        request=request,
+        cond=cond,
+        uncond=uncond,
+        guidance_scale=request.guidance_scale,
+        schedule=schedule or inputs.schedule,
+    )
+    anything = must_restart or latents is not None or guidance_scale is not None
+    if restart is None:
+        restart = anything
+    return changed, _forked_state(state, latents or state.latents, step_index, restart=restart)
+
+
+def _forked_state(state: DenoiseState, latents: Latents, step_index: int, *, restart: bool) -> DenoiseState:
+    def one(solver: UniPCState, sample: Tensor) -> UniPCState:
+        edited = replace(solver, sample=sample, step_index=step_index)
+        return unipc_restart(edited) if restart else edited
+
+    return DenoiseState(one(state.video, latents.video), state.sound and one(state.sound, latents.sound))
+
+
+def _index_of_sigma(schedule: Schedule, sigma: float) -> int:
+    distance = (schedule.sigmas - sigma).abs()
+    index = int(distance.argmin())
+    if distance[index] > 1e-6:
+        raise ValueError(
+            f"the fork is at sigma {sigma:.6f}, which the new schedule does not contain (its nearest is "
+            f"{float(schedule.sigmas[index]):.6f}); make a Schedule whose sigmas include it"
+        )
+    return index
+
+
+def _checked_edit(latents: Latents, current: Latents) -> Latents:
+    shapes = [[None if x is None else tuple(x.shape) for x in (one.video, one.sound)] for one in (latents, current)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"got edited latents of shapes (video, sound) {shapes[0]}, expected {shapes[1]}")
+    return latents.to(current.video.device, current.video.dtype)
+
+
+def save_state(path: str | Path, inputs: DenoiseInputs, state: DenoiseState) -> Path:
+    """Write a paused run to one safetensors file, complete or not at all.
+
+    Args:
+        path: ending in `.safetensors`.
+        inputs: of the run; the file keeps a fingerprint of them, so that it cannot be resumed as another run.
+        state: to save.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, solver in (("video", state.video), ("sound", state.sound)):
+        if solver is not None:
+            tensors[f"{name}.sample"] = solver.sample
+            if solver.last_sample is not None:
+                tensors[f"{name}.last_sample"] = solver.last_sample
+            tensors |= {f"{name}.x0_history.{k}": x0 for k, x0 in enumerate(solver.x0_history)}
+    # Clones, because safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    tensors[TEXT_KEY] = _text_key(inputs)
+    metadata = {"format": FORMAT, "step_index": str(state.step_index)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata | _fingerprint(inputs))
+    return Path(path)
+
+
+def load_state(path: str | Path, inputs: DenoiseInputs) -> DenoiseState:
+    """Read a state that `save_state` wrote, to continue the run that `inputs` describes.
+
+    Args:
+        path: the file.
+        inputs: prepared as for the first time (same checkpoint, request and preset).
+
+    Raises:
+        ValueError: not such a file, or it belongs to a run with other inputs; names what differs.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is not a readable state file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by save_state (format {metadata.get('format')!r})")
+    differing = [key for key, value in _fingerprint(inputs).items() if metadata.get(key) != value]
+    # Keys differ by rounding on another GPU, and entirely for another checkpoint.
+    if torch.cosine_similarity(tensors[TEXT_KEY], _text_key(inputs), dim=0) < 0.99:
+        differing.append("the checkpoint's weights")
+    if differing:
+        raise ValueError(f"{path} belongs to another run: {', '.join(differing)} differ; prepare the same request and preset")
+    index, device = int(metadata["step_index"]), inputs.cond.cached_kv[0].k.device
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    video = _read_solver("video", tensors, index)
+    return DenoiseState(video, _read_solver("sound", tensors, index) if "sound.sample" in tensors else None)
+
+
+def _read_solver(name: str, tensors: dict[str, Tensor], step_index: int) -> UniPCState:
+    history = sorted(key for key in tensors if key.startswith(f"{name}.x0_history."))
+    last_sample = tensors.get(f"{name}.last_sample")
+    return UniPCState(step_index, tensors[f"{name}.sample"], last_sample, tuple(tensors[key] for key in history))
+
+
+def _fingerprint(inputs: DenoiseInputs) -> dict[str, str]:
+    """What must be equal for a state to be continued, as short strings."""
+    r = inputs.request
+    return {
+        "latent shape": f"{r.video_shape}, sound {r.sound_frames}",
+        "schedule": _digest(inputs.schedule.sigmas, inputs.schedule.timesteps),
+        "prompt": _digest(r.text_ids, r.text_mask),
+        "negative prompt": _digest(r.neg_text_ids, r.neg_text_mask) if inputs.uncond is not None else "unused",
+        "fps": repr(float(r.fps)),
+        "guidance_scale": repr(float(inputs.guidance_scale)),
+        "precision": ", ".join(
+            (inputs.preset.solver_precision, inputs.preset.guidance_precision, inputs.preset.timestep_precision)
+        ),
+    }
+
+
+def _text_key(inputs: DenoiseInputs) -> Tensor:
+    """The last text token's keys in the last layer: a few numbers that every UND weight has a part in."""
+    return inputs.cond.cached_kv[-1].k[-1].float().cpu().flatten()
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

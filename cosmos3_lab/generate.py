@@ -1,0 +1,347 @@
+"""The whole story in one call: prompt to mp4, with a progress bar, an early stop and the time of every phase.
+
+`generate` is `Cosmos3Processor` -> `make_request` -> `run_request`; `run_request` (the page's `engine.step`) is
+`prepare_denoise` -> `denoise` -> `decode_latents`. Whoever wants to change something calls those instead.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
+from cosmos3_lab.files import check_writable
+from cosmos3_lab.latents import Latents
+from cosmos3_lab.media import Cosmos3GenerationOutput, save_mp4, to_uint8_frames
+from cosmos3_lab.presets import Preset, UseKarras, get_preset
+from cosmos3_lab.prompt import Cosmos3Processor
+from cosmos3_lab.request import Cosmos3T2VRequest, make_request
+from cosmos3_lab.schedule import Schedule, ScheduleName
+from cosmos3_lab.sizes import effective_num_frames
+from cosmos3_lab.sound_avae import decode_sound
+from cosmos3_lab.video_vae import iter_decode_video
+
+PHASES = ("model_load", "preprocess", "inference", "to_cpu", "encode")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a run gave.
+
+    Attributes:
+        output: frames and waveform; None where the run was stopped early.
+        latents: the last ones, clean unless the run was stopped early.
+        records: one per step, with what `keep` asked for.
+        timings: seconds of the page's phases `model_load, preprocess, inference, to_cpu, encode` (inference is denoising
+            and decoding; phases that did not happen are 0), and of `denoise` and `decode` within inference.
+        inputs, state: to look at, continue (`denoise`) or fork.
+        manifest: the effective settings, as plain values.
+        path: of the mp4, None where none was written.
+    """
+
+    output: Cosmos3GenerationOutput | None
+    latents: Latents
+    records: tuple[StepRecord, ...]
+    timings: dict[str, float]
+    inputs: DenoiseInputs
+    state: DenoiseState
+    manifest: dict[str, Any]
+    path: Path | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was stopped before the schedule's end."""
+        return self.state.step_index < self.inputs.schedule.num_steps
+
+    def __repr__(self) -> str:
+        result = f"stopped before step {self.state.step_index}" if self.stopped else repr(self.output)
+        return f"Generation({result}, {sum(self.timings[p] for p in PHASES):.1f} s, path={self.path})"
+
+
+def generate(
+    models: Cosmos3Models,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    with_sound: bool = False,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 42,
+    noise: Latents | None = None,
+    preset: str | Preset | None = None,
+    schedule: Schedule | ScheduleName | None = None,
+    flow_shift: float | None = None,
+    use_karras_sigmas: UseKarras = "preset",
+    should_stop: Callable[[StepRecord], bool] | None = None,
+    keep: Keep = "summary",
+    progress: bool = True,
+    out: str | Path | None = None,
+    name: str = "video.mp4",
+) -> Generation:
+    """Prompt to video, or to video with sound.
+
+    Args:
+        models: from `load_cosmos3`.
+        prompt: what to show (and, with sound, what to hear); plain text or a JSON object.
+        negative_prompt: None for the preset's default, "" for an empty one.
+        with_sound: True for T2AV.
+        num_frames, height, width, fps, num_inference_steps, guidance_scale: None for the checkpoint's defaults.
+        seed: of the noise.
+        noise: initial noise to use instead of the seed's.
+        preset, schedule, flow_shift, use_karras_sigmas: see `prepare_denoise`.
+        should_stop: called with every step's full record; True ends the run there, with the latents kept and nothing decoded.
+        keep: what the records hold: "none", "summary" (numbers), "x0" or "full" (every tensor of every step, on the CPU).
+        progress: whether to show a tqdm bar.
+        out: folder for the mp4; None writes none.
+        name: of the mp4.
+
+    Raises:
+        ValueError: an argument cannot work; says what was given, what is allowed and what to try.
+        OSError: the mp4 cannot be written.
+    """
+    timer = _Timer()
+    preset = get_preset(models.defaults.preset if preset is None else preset)
+    with timer("preprocess"):
+        request = prepare_request(
+            models,
+            prompt,
+            negative_prompt=negative_prompt,
+            with_sound=with_sound,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            fps=fps,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            noise=noise,
+            preset=preset,
+        )
+    result = run_request(
+        models,
+        request,
+        preset=preset,
+        schedule=schedule,
+        flow_shift=flow_shift,
+        use_karras_sigmas=use_karras_sigmas,
+        should_stop=should_stop,
+        keep=keep,
+        progress=progress,
+        out=out,
+        name=name,
+    )
+    manifest = {"prompt": prompt, "negative_prompt": negative_prompt, **result.manifest}
+    return replace(result, manifest=manifest, timings={**result.timings, **timer.seconds})
+
+
+def prepare_request(
+    models: Cosmos3Models,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    with_sound: bool = False,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 42,
+    noise: Latents | None = None,
+    preset: str | Preset | None = None,
+) -> Cosmos3T2VRequest:
+    """Tokenize the prompts and make the request, with the checkpoint's defaults for what is not given.
+
+    Arguments and errors as in `generate`.
+    """
+    defaults = models.defaults
+    preset = get_preset(defaults.preset if preset is None else preset)
+    frames = defaults.num_frames if num_frames is None else num_frames
+    size = {
+        "num_frames": effective_num_frames(frames, temporal=models.media.temporal),
+        "height": defaults.height if height is None else height,
+        "width": defaults.width if width is None else width,
+        "fps": float(defaults.fps if fps is None else fps),
+    }
+    cond, uncond = make_processor(models, preset=preset, **size).tokenize_pair(prompt, negative_prompt)
+    return make_request(
+        cond,
+        uncond,
+        **size,
+        with_sound=with_sound,
+        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        guidance_scale=float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+        seed=seed,
+        noise=noise,
+        media=models.media,
+        sound_rounding=preset.sound_rounding,
+    )
+
+
+def make_processor(
+    models: Cosmos3Models, *, num_frames: int, height: int, width: int, fps: float, preset: str | Preset | None = None
+) -> Cosmos3Processor:
+    """The checkpoint's `Cosmos3Processor` with the prompt rules of a preset.
+
+    Args:
+        models: from `load_cosmos3`.
+        num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
+        preset: None for the checkpoint's default.
+    """
+    preset = get_preset(models.defaults.preset if preset is None else preset)
+    return Cosmos3Processor(
+        models.processor_dir,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        system_prompt=preset.system_prompt_image if num_frames == 1 else preset.system_prompt,
+        metadata=preset.metadata,
+        negative_metadata=preset.negative_metadata,
+        negative_default=preset.negative_default,
+    )
+
+
+def run_request(
+    models: Cosmos3Models,
+    request: Cosmos3T2VRequest,
+    *,
+    preset: str | Preset | None = None,
+    schedule: Schedule | ScheduleName | None = None,
+    flow_shift: float | None = None,
+    use_karras_sigmas: UseKarras = "preset",
+    should_stop: Callable[[StepRecord], bool] | None = None,
+    keep: Keep = "summary",
+    progress: bool = True,
+    out: str | Path | None = None,
+    name: str = "video.mp4",
+) -> Generation:
+    """A request to a finished clip: the page's `engine.step(request)`.
+
+    Arguments and errors as in `generate`; the prompt is already in the request.
+    """
+    if out is not None:
+        check_writable(out)  # before the hours of work, not after
+    timer = _Timer(models.device)
+    timer.seconds["model_load"] = models.load_seconds
+    with timer("inference"):
+        inputs, state = prepare_denoise(
+            models,
+            request,
+            preset=preset,
+            schedule=schedule,
+            flow_shift=flow_shift,
+            use_karras_sigmas=use_karras_sigmas,
+        )
+        with timer("denoise"):
+            state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
+    stopped = state.step_index < inputs.schedule.num_steps
+    output, path = None, None
+    if not stopped:
+        output = _decode(models, state.latents, request.fps, timer)
+    if output is not None and out is not None:
+        with timer("encode"):
+            path = save_mp4(output, Path(out) / name)
+    timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, "denoise", "decode")}
+    return Generation(output, state.latents, records, timings, inputs, state, _manifest(models, inputs), path)
+
+
+def decode_latents(models: Cosmos3Models, latents: Latents, *, fps: float) -> Cosmos3GenerationOutput:
+    """Clean latents to frames and waveform on the CPU, chunk by chunk.
+
+    Args:
+        models: from `load_cosmos3`; in split placement both towers leave the device first.
+        latents: the result of denoising, or any x0 on the way.
+        fps: frames a second.
+    """
+    return _decode(models, latents, fps, _Timer(models.device))
+
+
+def _run_steps(
+    models: Cosmos3Models,
+    inputs: DenoiseInputs,
+    state: DenoiseState,
+    should_stop: Callable[[StepRecord], bool] | None,
+    keep: Keep,
+    progress: bool,
+) -> tuple[DenoiseState, tuple[StepRecord, ...]]:
+    records = []
+    with tqdm(total=inputs.schedule.num_steps, desc="denoise", unit="step", disable=not progress) as bar:
+        for state, record in denoise(models.transformer, inputs, state):  # noqa: B020  (the next state)
+            if keep != "none":
+                records.append(record.keep(keep))
+            bar.set_postfix(sigma=f"{record.sigma:.3f}")
+            bar.update()
+            if should_stop is not None and should_stop(record):
+                break
+    return state, tuple(records)
+
+
+def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer") -> Cosmos3GenerationOutput:
+    models.place("decode")
+    chunks, waveform = [], None
+    with timer("inference"), timer("decode"):
+        for pixels in iter_decode_video(models.vae, latents.video):
+            chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
+        if latents.sound is not None:
+            waveform = decode_sound(models.avae, latents.sound)[0]
+    with timer("to_cpu"):
+        frames = torch.cat(chunks).cpu().numpy()
+        samples = None if waveform is None else np.asarray(waveform.cpu())
+    return Cosmos3GenerationOutput(frames, fps, samples, None if samples is None else models.media.sampling_rate)
+
+
+def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
+    request, media = inputs.request, models.media
+    t, h, w = request.video_shape
+    return {
+        "checkpoint": models.defaults.name,
+        "num_frames": (t - 1) * media.temporal + 1,
+        "height": h * media.spatial,
+        "width": w * media.spatial,
+        "fps": request.fps,
+        "sound_frames": request.sound_frames,
+        "text_tokens": request.text_ids.shape[1],
+        "negative_text_tokens": request.neg_text_ids.shape[1] if inputs.uncond is not None else None,
+        "num_inference_steps": inputs.schedule.num_steps,
+        "guidance_scale": inputs.guidance_scale,
+        "schedule": inputs.schedule.name,
+        "flow_shift": inputs.schedule.flow_shift,
+        "preset": inputs.preset.name,
+        "seed": request.seed if request.noise is None else None,
+        "dtype": str(models.transformer.dtype).removeprefix("torch."),
+        "device": str(models.device),
+        "placement": models.placement,
+    }
+
+
+class _Timer:
+    """Adds up wall-clock seconds by name; waits for the GPU at both ends of a phase."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device, self.seconds = device, {}
+
+    @contextmanager
+    def __call__(self, phase: Literal["preprocess", "inference", "denoise", "decode", "to_cpu", "encode"]) -> Iterator[None]:
+        self._wait()
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

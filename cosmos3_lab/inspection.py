@@ -1,0 +1,155 @@
+"""What a checkpoint folder holds, from its configs and file headers alone: nothing is loaded, a damaged folder is no problem."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos3_lab.checkpoint import (
+    COMPONENTS,
+    SKIP_AVAE_ENCODER,
+    SKIP_SOUND_HEADS,
+    SKIP_TRANSFORMER,
+    SKIP_VAE_ENCODER,
+    Defaults,
+    read_configs,
+)
+from cosmos3_lab.prompt import default_negative_prompt
+from cosmos3_lab.weights import CheckpointError, TensorInfo, find_tensors, without
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that belong together. `t2v` and `t2av` say whether a run of that kind reads them."""
+
+    name: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+    t2v: bool
+    t2av: bool
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What `inspect_checkpoint` found.
+
+    Attributes:
+        folder: that was looked at.
+        present: component folders that are there.
+        groups: tensors by purpose.
+        problems: what keeps it from being loaded, empty for a good checkpoint.
+        notes: what is worth knowing.
+        defaults: its default settings, None where they cannot be read.
+    """
+
+    folder: Path
+    present: tuple[str, ...]
+    groups: tuple[Group, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    defaults: Defaults | None
+
+    def needed(self, *, with_sound: bool) -> tuple[int, int]:
+        """`(parameters, bytes in the files)` that a run reads."""
+        used = [g for g in self.groups if (g.t2av if with_sound else g.t2v)]
+        return sum(g.parameters for g in used), sum(g.nbytes for g in used)
+
+
+# Which tensors make which group, by prefix; the first that matches counts.
+TRANSFORMER_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("not used: lm_head", SKIP_TRANSFORMER[:1]),
+    ("not used: UND's final norm", SKIP_TRANSFORMER[1:2]),
+    ("not used: action heads", SKIP_TRANSFORMER[2:]),
+    ("sound projections", SKIP_SOUND_HEADS),
+    ("UND token embeddings", ("embed_tokens.",)),
+    ("GEN projections, time embedder, norm", ("proj_in.", "proj_out.", "time_embedder.", "norm_moe_gen.")),
+)
+GEN_LEAVES = ("_moe_gen", ".add_", ".to_add_out", ".norm_added_")
+
+
+def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
+    """Look into a checkpoint folder without loading it.
+
+    Args:
+        folder: in the Cosmos3-Nano layout, complete or not.
+
+    Raises:
+        CheckpointError: it is not a folder at all.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
+    present = tuple(c for c in COMPONENTS if (folder / c).is_dir())
+    problems = [f"{c}/ is missing" for c in COMPONENTS[:3] if c not in present]
+    groups: list[Group] = []
+    for component, split in (("transformer", _transformer_groups), ("vae", _vae_groups), ("sound_tokenizer", _sound_groups)):
+        if component in present:
+            try:
+                groups += split(find_tensors(folder / component))
+            except CheckpointError as error:
+                problems.append(str(error))
+    defaults, notes = None, []
+    try:
+        configs = read_configs(folder)
+    except CheckpointError as error:
+        problems += [str(error)] if not problems else []
+    else:
+        defaults = configs.defaults
+        notes = _notes(folder, has_sound=configs.sound is not None and configs.transformer.sound_gen, scheduler=configs.scheduler)
+    return CheckpointReport(folder, present, tuple(groups), tuple(problems), tuple(notes), defaults)
+
+
+def _notes(folder: Path, *, has_sound: bool, scheduler: object) -> list[str]:
+    notes = []
+    if not has_sound:
+        notes.append("no sound: T2AV needs sound_tokenizer/ and sound_gen")
+    if scheduler is None:
+        notes.append('no scheduler file: schedule "auto" is not available')
+    elif scheduler.get("use_karras_sigmas"):
+        notes.append('the scheduler file asks for Karras sigmas; only schedule "auto" follows it')
+    negative = default_negative_prompt(folder)
+    same = "the same text as" if negative.is_reference else "not the text of"
+    notes.append(f"default negative prompt: {negative.source} ({len(negative.text)} characters, {same} PhyAI and NVIDIA)")
+    return notes
+
+
+def _transformer_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
+    def group(name: str) -> str:
+        for label, prefixes in TRANSFORMER_GROUPS:
+            if name.startswith(prefixes):
+                return label
+        if name.startswith("layers."):
+            return "GEN tower layers" if any(leaf in name for leaf in GEN_LEAVES) else "UND tower layers"
+        return "unknown"
+
+    order = ["UND tower layers", "UND token embeddings", "GEN tower layers", *(n for n, _ in TRANSFORMER_GROUPS[::-1]), "unknown"]
+    members = {label: [t for t in tensors.values() if group(t.name) == label] for label in dict.fromkeys(order)}
+    sound_only, unused = {"sound projections"}, {n for n, _ in TRANSFORMER_GROUPS[:3]} | {"unknown"}
+    return [
+        _group(f"transformer: {label}", found, t2v=label not in sound_only | unused, t2av=label not in unused)
+        for label, found in members.items()
+        if found
+    ]
+
+
+def _vae_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
+    decoder = without(tensors.values(), SKIP_VAE_ENCODER)
+    encoder = [t for t in tensors.values() if t not in decoder]
+    return [
+        _group("vae: decoder", decoder, t2v=True, t2av=True),
+        *([_group("vae: encoder", encoder, t2v=False, t2av=False)] if encoder else []),
+    ]
+
+
+def _sound_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
+    decoder = without(tensors.values(), SKIP_AVAE_ENCODER)
+    encoder = [t for t in tensors.values() if t not in decoder]
+    return [
+        _group("sound_tokenizer: decoder", decoder, t2v=False, t2av=True),
+        *([_group("sound_tokenizer: encoder", encoder, t2v=False, t2av=False)] if encoder else []),
+    ]
+
+
+def _group(name: str, tensors: list[TensorInfo], *, t2v: bool, t2av: bool) -> Group:
+    dtypes = tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
+    return Group(name, len(tensors), sum(t.parameters for t in tensors), sum(t.nbytes for t in tensors), dtypes, t2v, t2av)

@@ -1,0 +1,100 @@
+"""The small parts that both towers are built from. `attention` is the one place where a kernel is chosen.
+
+Read next: `transformer.py`, which puts them together.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Fastest first, measured on an H200 in bfloat16 (../benchmarks); each is taken only where it supports the input.
+BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; the mean is taken in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU: `down(silu(gate x) * up x)`, no biases."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, d_hidden, bias=False)
+        self.up_proj = nn.Linear(d_model, d_hidden, bias=False)
+        self.down_proj = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "s d_model"]) -> Float[Tensor, "s d_model"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class TimestepEmbedder(nn.Module):
+    """Two linear layers over 128 cosines and 128 sines of the timestep (checkpoint key `time_embedder.*`)."""
+
+    frequencies = 256  # diffusers' Timesteps(num_channels=256), cosines first
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(self.frequencies, d_model)
+        self.linear_2 = nn.Linear(d_model, d_model)
+
+    def forward(self, timestep: Float[Tensor, ""]) -> Float[Tensor, " d_model"]:
+        """Embed one timestep, already multiplied by `timestep_scale`. Computed in the timestep's dtype."""
+        waves = sinusoids(timestep.float(), self.frequencies).to(timestep.dtype)
+        return _linear(self.linear_2, F.silu(_linear(self.linear_1, waves)))
+
+
+def sinusoids(timestep: Float[Tensor, ""], width: int) -> Float[Tensor, " width"]:
+    """`[cos(t f_0) ... cos(t f_127), sin(t f_0) ... sin(t f_127)]` with `f_k = 10000 ** (-k / 128)` for width 256."""
+    half = width // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep * exponent.exp()
+    return torch.cat([angles.cos(), angles.sin()])
+
+
+def apply_rotary(
+    x: Float[Tensor, "s heads d_head"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
+) -> Float[Tensor, "s heads d_head"]:
+    """Rotate the pairs (x[k], x[k + d_head / 2]) of every head by that token's angles."""
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attention(
+    q: Float[Tensor, "s_q heads d_head"],
+    k: Float[Tensor, "s_k kv_heads d_head"],
+    v: Float[Tensor, "s_k kv_heads d_head"],
+    *,
+    causal: bool,
+) -> Float[Tensor, "s_q d_attn"]:
+    """`softmax(q k^T / sqrt(d_head)) v`, where query head j reads key/value head `j // (heads / kv_heads)`.
+
+    Args:
+        q, k, v: after QK norm and rotary embedding.
+        causal: each query sees only keys at or before its own index.
+
+    Returns:
+        `[s_q, heads * d_head]`.
+    """
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # 1 heads s d_head, a view
+    with sdpa_kernel(BACKENDS, set_priority=True):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return out[0].transpose(0, 1).flatten(1)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in the dtype of its input; the time embedder is stored in float32 and one preset runs it in bfloat16."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

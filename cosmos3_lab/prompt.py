@@ -1,0 +1,377 @@
+"""The first arrow: a sentence becomes token ids.
+
+The user's text gets metadata (duration, frame rate, size, in words), is wrapped in the checkpoint's own chat template,
+and is tokenized; then come two boundary tokens, the end-of-turn `<|im_end|>` and `<|vision_start|>`, after which the
+model was trained to see media. The negative prompt goes the same way with its own rules. The three reference
+implementations disagree on those rules (`presets.py`), so each rule is a named choice here.
+
+Read next: `request.py` (what else is asked for), `transformer.py` (what reads the ids).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from cosmos3_lab.sizes import check_fps, effective_num_frames
+
+Metadata = Literal["inject", "sentences", "none"]
+NegativeMetadata = Literal["none", "same", "inverse"]
+NegativeDefault = Literal["structured", "empty"]
+
+DURATION = "The video is {duration:.1f} seconds long and is of {fps:.0f} FPS."
+RESOLUTION = "This {medium} is of {height}x{width} resolution."  # height first, as the model was trained
+INVERSE_DURATION = "The video is not {duration:.1f} seconds long and is not of {fps:.0f} FPS."
+INVERSE_RESOLUTION = "This {medium} is not of {height}x{width} resolution."
+
+# sha256 of `json.dumps(...)` of the negative prompt that PhyAI and NVIDIA's framework bundle. The text itself is not part
+# of this project; the hash says whether a checkpoint ships the same one.
+REFERENCE_NEGATIVE_SHA256 = "66fc51e1267bacb290659a84717bc72a859e09d0cd021e74b25847bdcd8e72db"
+
+VISION_START = "<|vision_start|>"
+
+
+@dataclass(frozen=True)
+class Cosmos3TokenizedPrompt:
+    """Token ids of one prompt, ready for the UND tower.
+
+    Attributes:
+        text_ids: `[1, S]` int64, EOS and `<|vision_start|>` included.
+        text_mask: `[1, S]` int64, ones (batch 1 needs no padding).
+        text: the user text with its metadata, exactly as it went into the chat template.
+    """
+
+    text_ids: Int64[Tensor, "1 s_text"]
+    text_mask: Int64[Tensor, "1 s_text"]
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return f"Cosmos3TokenizedPrompt({self.text_ids.shape[1]} tokens, text={self.text[:60]!r})"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the user text. `role` is "prompt" (written by the user) or "metadata" (added by a rule)."""
+
+    role: Literal["prompt", "metadata"]
+    text: str
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """What `negative_prompt=None` means for a checkpoint.
+
+    Attributes:
+        text: the negative prompt.
+        source: the file that it came from, in words.
+        is_reference: whether it is, byte for byte, the text that PhyAI and NVIDIA's framework use.
+    """
+
+    text: str
+    source: str
+    is_reference: bool
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One token, for looking. `role` is "template", "system", "prompt", "metadata" or "boundary"."""
+
+    index: int
+    id: int
+    string: str
+    role: str
+
+
+def default_negative_prompt(checkpoint_dir: str | Path) -> NegativePrompt:
+    """The structured negative prompt of a checkpoint, else the lab's own.
+
+    Args:
+        checkpoint_dir: the checkpoint folder; its `assets/negative_prompt.json` is used when it is there.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    path = Path(checkpoint_dir) / "assets" / "negative_prompt.json"
+    if path.is_file():
+        content, source = path.read_text(encoding="utf-8"), f"the checkpoint's {path.parent.name}/{path.name}"
+    else:
+        content = resources.files("cosmos3_lab").joinpath("negative_prompt.json").read_text(encoding="utf-8")
+        source = "the lab's own structured negative prompt"
+    fields = _json_object(content)
+    if fields is None:
+        raise ValueError(f"{path} is not a JSON object; mend or remove the file")
+    text = json.dumps(fields)
+    return NegativePrompt(text, source, sha256(text.encode()).hexdigest() == REFERENCE_NEGATIVE_SHA256)
+
+
+def cosmos3_generation_caption(
+    prompt: str,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    metadata: Metadata = "inject",
+    aspect_ratio: str | None = None,
+) -> str:
+    """The prompt with its duration, frame rate and size.
+
+    Args:
+        prompt: plain text, or a JSON object (the form the model was trained on).
+        num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
+        metadata: "inject" (PhyAI, NVIDIA) writes fields into a JSON object and sentences behind plain text; "sentences"
+            (diffusers) always writes sentences; "none" leaves the prompt as it is.
+        aspect_ratio: for JSON prompts, such as "16,9"; left out when None.
+    """
+    segments = _positive_segments(prompt, _Clip(num_frames, height, width, fps), metadata, aspect_ratio)
+    return "".join(s.text for s in segments)
+
+
+class Cosmos3Processor:
+    """Turns prompts into token ids with the checkpoint's tokenizer.
+
+    Args:
+        tokenizer_dir: the checkpoint's `text_tokenizer/` folder; its parent is asked for `assets/negative_prompt.json`.
+        fps, num_frames, height, width: of the clip, stated to the model in words. `num_frames` is rounded down to 4k + 1.
+        append_metadata: False turns all metadata off.
+        system_prompt: text of a system message, None for none.
+        metadata: see `cosmos3_generation_caption`.
+        negative_metadata: "none" (PhyAI), "same" sentences as a plain prompt (NVIDIA), or "inverse" sentences (diffusers).
+        negative_default: what `negative_prompt=None` means: the "structured" one of `default_negative_prompt`, or "empty".
+
+    Raises:
+        ValueError: the folder holds no tokenizer that this needs, or a size cannot work.
+    """
+
+    def __init__(
+        self,
+        tokenizer_dir: str | Path,
+        *,
+        fps: float = 24.0,
+        num_frames: int = 189,
+        height: int = 720,
+        width: int = 1280,
+        append_metadata: bool = True,
+        system_prompt: str | None = None,
+        metadata: Metadata = "inject",
+        negative_metadata: NegativeMetadata = "same",
+        negative_default: NegativeDefault = "structured",
+    ) -> None:
+        check_fps(fps)
+        self.clip = _Clip(effective_num_frames(num_frames), height, width, fps)
+        self.checkpoint_dir = Path(tokenizer_dir).parent
+        self.system_prompt = system_prompt
+        self.metadata: Metadata = metadata if append_metadata else "none"
+        self.negative_metadata: NegativeMetadata = negative_metadata if append_metadata else "none"
+        self.negative_default = negative_default
+        self.tokenizer = _load_tokenizer(Path(tokenizer_dir))
+        self.boundary_ids = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(VISION_START))
+
+    def tokenize(self, prompt: str, *, device: torch.device | str = "cpu") -> Cosmos3TokenizedPrompt:
+        """Token ids of the (positive) prompt.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
+        return self._tokenize("".join(s.text for s in self.segments(prompt)), device)
+
+    def tokenize_negative(
+        self, negative_prompt: str | None = None, *, device: torch.device | str = "cpu"
+    ) -> Cosmos3TokenizedPrompt:
+        """Token ids of the negative prompt; None is this processor's default, "" is empty."""
+        return self._tokenize("".join(s.text for s in self.negative_segments(negative_prompt)), device)
+
+    def tokenize_pair(
+        self, prompt: str, negative_prompt: str | None = None, *, device: torch.device | str = "cpu"
+    ) -> tuple[Cosmos3TokenizedPrompt, Cosmos3TokenizedPrompt]:
+        """Token ids of the prompt and of the negative prompt, `(cond, uncond)`."""
+        return self.tokenize(prompt, device=device), self.tokenize_negative(negative_prompt, device=device)
+
+    def segments(self, prompt: str) -> tuple[Segment, ...]:
+        """The positive user text in pieces: what the user wrote and what the metadata rule added."""
+        if not prompt.strip():
+            raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
+        return _positive_segments(prompt, self.clip, self.metadata, None)
+
+    def negative_segments(self, negative_prompt: str | None = None) -> tuple[Segment, ...]:
+        """The negative user text in pieces; None is this processor's default, "" is empty."""
+        if negative_prompt is None and self.negative_default == "structured":
+            negative_prompt = default_negative_prompt(self.checkpoint_dir).text
+        return _negative_segments(negative_prompt or "", self.clip, self.negative_metadata)
+
+    def token_table(self, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
+        """Every token with its id, string and role, for looking.
+
+        Args:
+            prompt: the positive prompt; None shows the negative prompt instead.
+            negative_prompt: used when `prompt` is None, with the meaning of `tokenize_negative`.
+        """
+        segments = self.negative_segments(negative_prompt) if prompt is None else self.segments(prompt)
+        rendered, spans = _role_spans(self._render, self.system_prompt, segments)
+        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        rows = [
+            TokenRow(i, token, rendered[start:end], _role_at(spans, start))
+            for i, (token, (start, end)) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        ]
+        boundary = zip(self.boundary_ids, (self.tokenizer.eos_token, VISION_START), strict=True)
+        return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
+
+    def _render(self, system: str | None, user: str) -> str:
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": user})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _tokenize(self, text: str, device: torch.device | str) -> Cosmos3TokenizedPrompt:
+        rendered = self._render(self.system_prompt, text)
+        ids = [*self.tokenizer(rendered, add_special_tokens=False)["input_ids"], *self.boundary_ids]
+        text_ids = torch.tensor([ids], dtype=torch.int64, device=device)
+        return Cosmos3TokenizedPrompt(text_ids, torch.ones_like(text_ids), text)
+
+    def __repr__(self) -> str:
+        c = self.clip
+        return (
+            f"Cosmos3Processor({c.num_frames} frames {c.height}x{c.width} at {c.fps:g} fps, metadata={self.metadata!r}, "
+            f"negative_metadata={self.negative_metadata!r}, system_prompt={self.system_prompt!r})"
+        )
+
+
+def token_table(
+    processor: Cosmos3Processor, prompt: str | None = None, *, negative_prompt: str | None = None
+) -> list[TokenRow]:
+    """Function form of `Cosmos3Processor.token_table`."""
+    return processor.token_table(prompt, negative_prompt=negative_prompt)
+
+
+# ------------------------------------------------------------------------------------------------- metadata rules
+
+
+@dataclass(frozen=True)
+class _Clip:
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / self.fps
+
+
+def _sentences(clip: _Clip, duration: str, resolution: str, *, medium: str) -> str:
+    """The duration sentence (not for a still image) and the resolution sentence."""
+    size = resolution.format(medium=medium, height=clip.height, width=clip.width)
+    return size if clip.num_frames == 1 else f"{duration.format(duration=clip.seconds, fps=clip.fps)} {size}"
+
+
+def _positive_segments(prompt: str, clip: _Clip, metadata: Metadata, aspect_ratio: str | None) -> tuple[Segment, ...]:
+    if metadata == "none":
+        return (Segment("prompt", prompt),)
+    if metadata == "sentences":
+        medium = "image" if clip.num_frames == 1 else "video"
+        return _behind(prompt, _sentences(clip, DURATION, RESOLUTION, medium=medium), after_nothing="")
+    fields = _json_object(prompt)
+    if fields is None:
+        return _behind(prompt.strip(), _sentences(clip, DURATION, RESOLUTION, medium="video"), after_nothing=". ")
+    return _injected(fields, _metadata_fields(clip, aspect_ratio), drop=() if clip.num_frames > 1 else ("duration", "fps"))
+
+
+def _negative_segments(text: str, clip: _Clip, metadata: NegativeMetadata) -> tuple[Segment, ...]:
+    if metadata == "inverse":
+        medium = "image" if clip.num_frames == 1 else "video"
+        sentences = _sentences(clip, INVERSE_DURATION, INVERSE_RESOLUTION, medium=medium)
+        return _behind(text, sentences, after_nothing="")
+    if metadata == "none" or not text:  # "" stays empty: the unconditional prompt of the literature
+        return (Segment("prompt", text),)
+    return _behind(text.strip(), _sentences(clip, DURATION, RESOLUTION, medium="video"), after_nothing=". ")
+
+
+def _behind(text: str, sentences: str, *, after_nothing: str) -> tuple[Segment, ...]:
+    """The references join with '. ' after removing every trailing full stop; they differ when nothing is left."""
+    base = text.rstrip(".")
+    return (Segment("prompt", base), Segment("metadata", (". " if base else after_nothing) + sentences))
+
+
+def _metadata_fields(clip: _Clip, aspect_ratio: str | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if clip.num_frames > 1:
+        fields |= {"duration": f"{int(clip.seconds)}s", "fps": float(clip.fps)}
+    fields["resolution"] = {"H": int(clip.height), "W": int(clip.width)}
+    if aspect_ratio is not None:
+        fields["aspect_ratio"] = aspect_ratio
+    return fields
+
+
+def _injected(prompt: dict[str, Any], added: dict[str, Any], drop: tuple[str, ...]) -> tuple[Segment, ...]:
+    """`json.dumps` of the prompt with the added fields (existing keys keep their place), in pieces."""
+    merged = {k: v for k, v in {**prompt, **added}.items() if k in added or k not in drop}
+    segments = [Segment("prompt", "{")]
+    for i, (key, value) in enumerate(merged.items()):
+        comma = ", " if i else ""
+        role: Literal["prompt", "metadata"] = "metadata" if key in added else "prompt"
+        segments.append(Segment(role, f"{comma}{json.dumps(key)}: {json.dumps(value)}"))
+    return (*segments, Segment("prompt", "}"))
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The parsed object, or None for plain text (arrays, numbers and strings count as plain text)."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# ------------------------------------------------------------------------------------------------------ tokenizer
+
+
+def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers tokenizer; importing its class would be slow)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"got {folder}, expected a checkpoint's text_tokenizer folder with a tokenizer.json in it")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot read
+        raise ValueError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
+    missing = [name for name in (tokenizer.eos_token, VISION_START) if name not in tokenizer.get_vocab()]
+    if missing or tokenizer.chat_template is None:
+        lack = f"the token {missing[0]}" if missing else "a chat template"
+        raise ValueError(f"the tokenizer in {folder} lacks {lack}; it is not a Cosmos3 text_tokenizer")
+    return tokenizer
+
+
+Span = tuple[int, str]  # start in the rendered text, role of what follows
+
+
+def _role_spans(
+    render: Callable[[str | None, str], str], system: str | None, segments: tuple[Segment, ...]
+) -> tuple[str, list[Span]]:
+    """Render the chat and note where each role starts, by rendering once with a marker for each message."""
+    user = "".join(s.text for s in segments)
+    marks = ("\ue000", "\ue001")  # private-use characters, which no template contains
+    skeleton = render(None if system is None else marks[0], marks[1])
+    head, _, tail = skeleton.rpartition(marks[1])
+    spans: list[Span] = [(0, "template")]
+    if system is not None:
+        before, _, after = head.partition(marks[0])
+        spans += [(len(before), "system"), (len(before) + len(system), "template")]
+        head = before + system + after
+    position = len(head)
+    for segment in segments:
+        spans.append((position, segment.role))
+        position += len(segment.text)
+    rendered = head + user + tail
+    if rendered != render(system, user):
+        raise ValueError("this checkpoint's chat template changes the text of a message, so tokens cannot be given a role")
+    return rendered, [*spans, (position, "template")]
+
+
+def _role_at(spans: list[Span], start: int) -> str:
+    return [role for begin, role in spans if begin <= start][-1]

@@ -1,0 +1,293 @@
+"""Write a checkpoint with random weights in the Cosmos3-Nano layout: tiny for tests and demos, or at full Nano size.
+
+    python -m cosmos3_lab.random_checkpoint FOLDER                a few MB; its pictures are noise
+    python -m cosmos3_lab.random_checkpoint FOLDER --size nano    about 33 GB: tries disk, loader and GPU before the download
+
+Layout, names, shapes, dtypes and sharding are the real ones, with the tensors that generation skips (`lm_head`, action
+heads, VAE encoder) included.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
+from cosmos3_lab.transformer import Cosmos3Config, Cosmos3Transformer
+from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
+from cosmos3_lab.weights import INDEX, SINGLE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Configs of a random checkpoint, and how its files are cut.
+
+    Attributes:
+        transformer, vae, sound: shapes.
+        action: width and number of domains of the (unused) action heads.
+        shard_bytes: size at which the transformer's files are cut.
+        dtype: of the transformer and the VAE; sound is float32, as released.
+        defaults: written to `cosmos3_lab.json`, None for none.
+    """
+
+    transformer: Cosmos3Config
+    vae: VideoVAEConfig
+    sound: SoundAVAEConfig
+    action: tuple[int, int]
+    shard_bytes: int
+    dtype: torch.dtype
+    defaults: dict[str, Any] | None
+
+
+RECIPES: dict[str, Recipe] = {
+    # Small widths, real structure; 13 MB in float32, odd numbers where a mix-up of axes would otherwise go unnoticed.
+    "tiny": Recipe(
+        Cosmos3Config(
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            intermediate_size=96,
+            vocab_size=384,
+            mrope_section=(4, 2, 2),
+            latent_channel=8,
+            sound_dim=4,
+        ),
+        VideoVAEConfig(
+            base_dim=8, decoder_base_dim=16, z_dim=8, latents_mean=(0.1,) * 8, latents_std=(0.9,) * 8
+        ),
+        SoundAVAEConfig(vocoder_input_dim=4, dec_dim=4),
+        action=(6, 4),
+        shard_bytes=300_000,
+        dtype=torch.bfloat16,
+        defaults={"num_frames": 17, "height": 96, "width": 160, "fps": 16, "num_inference_steps": 4},
+    ),
+    "nano": Recipe(
+        Cosmos3Config(),
+        VideoVAEConfig(),
+        SoundAVAEConfig(),
+        action=(64, 32),
+        shard_bytes=5_000_000_000,
+        dtype=torch.bfloat16,
+        defaults=None,
+    ),
+}
+
+
+def write_random_checkpoint(
+    folder: str | Path,
+    size: Literal["tiny", "nano"] = "tiny",
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write a checkpoint folder.
+
+    Args:
+        folder: must not exist, or be empty.
+        size: "tiny" (a few MB) or "nano" (about 33 GB).
+        seed: of the weights.
+        device: where the numbers are drawn; a GPU is much faster for "nano".
+
+    Raises:
+        ValueError: the folder has something in it.
+    """
+    folder, recipe = Path(folder), RECIPES[size]
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder")
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device("meta"):
+        modules = Cosmos3Transformer(recipe.transformer), VideoVAE(recipe.vae), SoundAVAE(recipe.sound)
+    shapes = _transformer_shapes(recipe, modules[0]), _named_shapes(modules[1]), _weight_norm_shapes(modules[2])
+    dtypes = recipe.dtype, recipe.dtype, torch.float32
+    names = "transformer", "vae", "sound_tokenizer"
+    configs = _transformer_json(recipe), _vae_json(recipe.vae), asdict(recipe.sound)
+    for name, shape, dtype, config in zip(names, shapes, dtypes, configs, strict=True):
+        _write_json(folder / name / "config.json", config)
+        tensors = ((key, _random(key, size, generator).to(dtype)) for key, size in shape)
+        _write_shards(folder / name, tensors, recipe.shard_bytes if name == "transformer" else None)
+    _write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER)
+    _write_json(folder / "model_index.json", {"_class_name": "Cosmos3OmniPipeline"})
+    _write_tokenizer(folder / "text_tokenizer")
+    if recipe.defaults is not None:
+        _write_json(folder / "cosmos3_lab.json", {"name": f"random-{size}", "defaults": recipe.defaults})
+    return folder
+
+
+NANO_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "use_karras_sigmas": True,
+    "sigma_min": 0.147,
+    "sigma_max": 200.0,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+    "timestep_spacing": "linspace",
+    "lower_order_final": True,
+}
+
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def _named_shapes(module: nn.Module) -> Shapes:
+    return [(name, tuple(p.shape)) for name, p in module.named_parameters()]
+
+
+def _transformer_shapes(recipe: Recipe, transformer: Cosmos3Transformer) -> Shapes:
+    """Both towers under the names of the file, ordered by layer, with what generation skips."""
+    c, (action_dim, domains) = recipe.transformer, recipe.action
+    hidden = c.hidden_size
+    shapes = [(name.split(".", 1)[1], shape) for name, shape in _named_shapes(transformer)]
+    layer = {name: int(name.split(".")[1]) for name, _ in shapes if name.startswith("layers.")}
+    tables = [s for s in shapes if s[0].startswith("embed_tokens.")]
+    layers = sorted((s for s in shapes if s[0] in layer), key=lambda s: layer[s[0]])
+    heads = [s for s in shapes if s not in tables and s[0] not in layer]
+    unused = [
+        ("norm.weight", (hidden,)),
+        ("lm_head.weight", (c.vocab_size, hidden)),
+        ("action_proj_in.fc.weight", (domains, action_dim * hidden)),
+        ("action_proj_in.bias.weight", (domains, hidden)),
+        ("action_proj_out.fc.weight", (domains, action_dim * hidden)),
+        ("action_proj_out.bias.weight", (domains, action_dim)),
+        ("action_modality_embed", (hidden,)),
+    ]
+    return [*tables, *layers, *heads, *unused]
+
+
+def _weight_norm_shapes(avae: SoundAVAE) -> Shapes:
+    shapes: Shapes = []
+    for name, shape in _named_shapes(avae):
+        if name.endswith(".weight"):
+            shapes += [(f"{name}_g", (shape[0], *[1] * (len(shape) - 1))), (f"{name}_v", shape)]
+        else:
+            shapes.append((name, shape))
+    return shapes
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values that keep activations of order one, so that nothing overflows or saturates."""
+    leaf, device = name.rsplit(".", 1)[-1], generator.device
+    if leaf in ("alpha", "beta", "bias") and not name.startswith("action"):
+        return torch.zeros(shape, device=device)
+    if leaf in ("gamma", "weight_g") or (len(shape) == 1 and leaf == "weight"):
+        return torch.full(shape, 0.1 if ".res_unit" in name or name == "decoder.conv2.weight_g" else 1.0, device=device)
+    fan_in = 1 if "embed" in name else max(1, torch.Size(shape[1:]).numel())
+    # Drawn in bfloat16 to halve the memory; the largest tensors are what counts here.
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * fan_in**-0.5
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int | None) -> None:
+    from safetensors.torch import save_file
+
+    if shard_bytes is None:
+        save_file({k: v.cpu() for k, v in tensors}, folder / SINGLE, {"format": "pt"})
+        return
+    weight_map, total, files = {}, 0, []
+    for shard in _shards(tensors, shard_bytes):
+        files.append(folder / f"shard-{len(files)}")
+        save_file(shard, files[-1], {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, len(files))
+        total += sum(t.nbytes for t in shard.values())
+    final = [SINGLE.replace(".safetensors", f"-{i:05d}-of-{len(files):05d}.safetensors") for i in range(1, len(files) + 1)]
+    for file, name in zip(files, final, strict=True):
+        file.rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {k: final[i - 1] for k, i in weight_map.items()}}
+    _write_json(folder / INDEX, index)
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
+            yield shard
+            shard = {}
+        shard[name] = tensor.cpu()
+    yield shard
+
+
+def _transformer_json(recipe: Recipe) -> dict[str, Any]:
+    c = recipe.transformer
+    config = asdict(c)
+    del config["mrope_section"], config["temporal_compression_factor"]
+    return config | {
+        "_class_name": "Cosmos3OmniTransformer",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "patch_latent_dim": c.patch_latent_dim,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": list(c.mrope_section), "rope_type": "default"},
+        "base_fps": int(c.base_fps),
+        "unified_3d_mrope_reset_spatial_ids": True,
+        "qk_norm_for_text": True,
+        "action_gen": True,
+        "action_dim": recipe.action[0],
+        "num_embodiment_domains": recipe.action[1],
+    }
+
+
+def _vae_json(vae: VideoVAEConfig) -> dict[str, Any]:
+    return asdict(vae) | {"_class_name": "AutoencoderKLWan", "is_residual": True, "attn_scales": [], "dropout": 0.0}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+# Qwen2's rule for cutting text into words, and a ChatML template: what the real tokenizer does with a plain message.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+CORPUS = (
+    "The video is 7.9 seconds long and is of 24 FPS. This video is of 720x1280 resolution.",
+    "user assistant system A red circle bounces on a blue background; low thuds. A green square slides to the left.",
+)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of 320 entries with Qwen's special tokens; enough to try every code path."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=320, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
+    bpe.train_from_iterator(CORPUS * 4, trainer)
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(str(folder))
+
+
+def main() -> None:
+    """Command line: `python -m cosmos3_lab.random_checkpoint FOLDER [--size tiny|nano] [--seed N] [--device cpu|cuda]`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--size", choices=sorted(RECIPES), default="tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    print(write_random_checkpoint(a.folder, a.size, seed=a.seed, device=a.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Sound latents to waveform: the AVAE's decoder (Oobleck), 25 latents a second to 48 kHz stereo on Nano.
+
+A convolution widens the latents; each block then multiplies the length by its stride with a transposed convolution and
+refines with three dilated residual units; "Snake" activations add a learned sine, which suits periodic signals. Sound
+latents are not normalised.
+
+Read next: `media.py`. Source: Cosmos3AVAEAudioTokenizer of diffusers 0.42.1; Snake: Ziyin et al. 2020, arXiv:2006.08195.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SoundAVAEConfig:
+    """The decoder's keys of `sound_tokenizer/config.json`, with Nano's values."""
+
+    sampling_rate: int = 48000
+    hop_size: int = 1920
+    vocoder_input_dim: int = 64
+    dec_dim: int = 320
+    dec_c_mults: tuple[int, ...] = (1, 2, 4, 8, 16)
+    dec_strides: tuple[int, ...] = (2, 4, 5, 6, 8)
+    dec_out_channels: int = 2
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "SoundAVAEConfig":
+        """Read `sound_tokenizer/config.json`.
+
+        Raises:
+            ValueError: another decoder than Cosmos3's, or a file that contradicts itself.
+        """
+        for key, supported in SUPPORTED_DECODER.items():
+            if config.get(key, supported) != supported:
+                raise ValueError(f"sound_tokenizer/config.json has {key} = {config[key]!r}, only {supported!r} is supported")
+        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        built = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        if len(built.dec_c_mults) != len(built.dec_strides):
+            raise ValueError("sound_tokenizer/config.json: expected as many dec_c_mults as dec_strides")
+        if prod(built.dec_strides) != built.hop_size:
+            raise ValueError(
+                f"sound_tokenizer/config.json: the product of dec_strides is {prod(built.dec_strides)}, expected the "
+                f"hop_size {built.hop_size}"
+            )
+        return built
+
+
+SUPPORTED_DECODER: dict[str, Any] = {
+    "dec_type": "oobleck",
+    "dec_use_snake": True,
+    "activation": "snakebeta",
+    "snake_logscale": True,
+    "dec_final_tanh": False,
+    "dec_use_tanh_at_final": False,
+    "dec_anti_aliasing": False,
+    "anti_aliasing": False,
+    "dec_use_nearest_upsample": False,
+    "causal": False,
+    "padding_mode": "zeros",
+    "latent_mean": None,
+    "latent_std": None,
+}
+
+
+class Snake(nn.Module):
+    """`x + sin(exp(alpha) x)^2 / (exp(beta) + 1e-9)`, with alpha and beta learned per channel on a log scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(1, channels, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1))
+
+    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+        return x + torch.sin(self.alpha.exp() * x).square() / (self.beta.exp() + 1e-9)
+
+
+class ResidualUnit(nn.Module):
+    """A dilated convolution and a pointwise one, each after a Snake, added to the input."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.snake1, self.snake2 = Snake(channels), Snake(channels)
+        self.conv1 = nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation)
+        self.conv2 = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+
+
+class DecoderBlock(nn.Module):
+    """`stride` times the length, then three residual units with dilations 1, 3 and 9."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.snake1 = Snake(channels_in)
+        # The output padding makes the length exactly stride * n for odd strides too.
+        padding = {"padding": -(-stride // 2), "output_padding": stride % 2}
+        self.conv_t1 = nn.ConvTranspose1d(channels_in, channels_out, 2 * stride, stride=stride, **padding)
+        self.res_unit1 = ResidualUnit(channels_out, 1)
+        self.res_unit2 = ResidualUnit(channels_out, 3)
+        self.res_unit3 = ResidualUnit(channels_out, 9)
+
+    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+        x = self.conv_t1(self.snake1(x))
+        return self.res_unit3(self.res_unit2(self.res_unit1(x)))
+
+
+class SoundDecoder(nn.Module):
+    """Latents to waveform (checkpoint keys `decoder.*`, with weight norm folded in by the loader)."""
+
+    def __init__(self, c: SoundAVAEConfig) -> None:
+        super().__init__()
+        widths = [c.dec_dim * m for m in (1, *c.dec_c_mults)][::-1]
+        self.conv1 = nn.Conv1d(c.vocoder_input_dim, widths[0], 7, padding=3)
+        self.block = nn.ModuleList(
+            DecoderBlock(a, b, stride)
+            for a, b, stride in zip(widths, widths[1:], reversed(c.dec_strides), strict=False)
+        )
+        self.snake1 = Snake(widths[-1])
+        self.conv2 = nn.Conv1d(widths[-1], c.dec_out_channels, 7, padding=3, bias=False)
+
+    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+        x = self.conv1(x)
+        for block in self.block:
+            x = block(x)
+        return self.conv2(self.snake1(x))
+
+
+class SoundAVAE(nn.Module):
+    """Weights of the AVAE's decoder. An encoder in the file is skipped: generation only decodes."""
+
+    def __init__(self, config: SoundAVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = SoundDecoder(config)
+
+
+@torch.no_grad()
+def decode_sound(avae: SoundAVAE, sound: Float[Tensor, "1 n_sound d_sound"]) -> Float[Tensor, "1 channels samples"]:
+    """Sound latents to waveform.
+
+    Args:
+        avae: on the latents' device.
+        sound: latents `[1, n_sound, d_sound]` as they come out of denoising.
+
+    Returns:
+        float32 in [-1, 1], `[1, channels, hop_size * n_sound]` at `avae.config.sampling_rate`.
+    """
+    latents = sound.transpose(1, 2).to(avae.decoder.conv1.weight.dtype)  # the convolutions want channels first
+    return avae.decoder(latents).float().clamp(-1, 1)
