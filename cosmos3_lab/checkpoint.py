@@ -20,13 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cosmos3_lab.configs import read_fields
 from cosmos3_lab.memory import Movable, Placement, WeightSizes, choose_placement
 from cosmos3_lab.presets import get_preset
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
 from cosmos3_lab.transformer import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
-from cosmos3_lab.weights import CheckpointError, TensorInfo, find_tensors, load_weights, without
+from cosmos3_lab.weights import CheckpointError, find_tensors, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.
 SKIP_TRANSFORMER = ("lm_head.", "norm.", "action_")
@@ -329,7 +330,9 @@ def read_configs(folder: Path) -> CheckpointConfigs:
         raise CheckpointError(f"{folder}: {error}") from error
     pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
     if sound is not None and transformer.sound_gen:
-        pairs += [("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim)]
+        pairs += [
+            ("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim)
+        ]
     for left, a, right, b in pairs:
         if a != b:
             raise CheckpointError(f"{folder}: the {left} is {a} and the {right} is {b}; the components do not belong together")
@@ -356,11 +359,8 @@ def _read_defaults(path: Path) -> Defaults:
     unknown = sorted(set(file.get("defaults", {})) - known)
     if unknown:
         raise CheckpointError(f"{path} has an unknown default {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
-    defaults = Defaults(
-        **file.get("defaults", {}),
-        example_prompts=tuple(file.get("example_prompts", ())),
-        name=file.get("name", path.parent.name),
-    )
+    settings = {"name": path.parent.name, **file, **file.get("defaults", {})}
+    defaults = Defaults(**read_fields(Defaults, settings, file=path.name))
     get_preset(defaults.preset)
     return defaults
 

@@ -7,7 +7,8 @@ One step asks the GEN tower for the velocity of both branches, guides, and hands
 together. `denoise` is a generator over steps: to pause is to stop iterating; to resume is to call it again with the state,
 bit for bit the same.
 
-Read next: `branch.py` (change something half-way, save and load a state), `video_vae.py` and `sound_avae.py` (latents to pixels and waveform), `generate.py` (all of it in one call).
+Read next: `branch.py` (change something half-way, save and load a state), `video_vae.py` and `sound_avae.py` (latents to
+pixels and waveform), `generate.py` (all of it in one call).
 """
 
 import time
@@ -125,6 +126,7 @@ class StepRecord:
 
 # ---------------------------------------------------------------------------------------------------------- prepare
 
+
 def prepare_denoise(
     models: Cosmos3Models,
     request: Cosmos3T2VRequest,
@@ -230,9 +232,7 @@ def _initial_state(latents: Latents, *, step_index: int) -> DenoiseState:
 
 
 @torch.no_grad()
-def denoise_step(
-    transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: DenoiseState
-) -> tuple[DenoiseState, StepRecord]:
+def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: DenoiseState) -> tuple[DenoiseState, StepRecord]:
     """One step: velocity of both branches, guidance, UniPC for video and sound.
 
     Args:

@@ -23,7 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise type(error)(error.errno, f"could not write {path}: {error.strerror or error}") from error
     finally:

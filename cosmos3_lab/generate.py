@@ -278,7 +278,8 @@ def _run_steps(
 ) -> tuple[DenoiseState, tuple[StepRecord, ...]]:
     records = []
     with tqdm(total=inputs.schedule.num_steps, desc="denoise", unit="step", disable=not progress) as bar:
-        for state, record in denoise(models.transformer, inputs, state):  # noqa: B020  (the next state)
+        for after, record in denoise(models.transformer, inputs, state):
+            state = after
             if keep != "none":
                 records.append(record.keep(keep))
             bar.set_postfix(sigma=f"{record.sigma:.3f}")

@@ -32,9 +32,7 @@ class WeightSizes:
         return towers + self.decoders + WORKING_BYTES
 
 
-def choose_placement(
-    placement: Literal["auto", "resident", "split"], sizes: WeightSizes, device: torch.device
-) -> Placement:
+def choose_placement(placement: Literal["auto", "resident", "split"], sizes: WeightSizes, device: torch.device) -> Placement:
     """The placement that was asked for, or under "auto" the fastest that fits the device's free memory.
 
     Raises:

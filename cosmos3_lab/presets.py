@@ -154,7 +154,9 @@ def resolve_schedule(
         return karras_schedule(num_steps)
     if name == "auto":
         if scheduler_config is None:
-            raise ValueError("schedule 'auto' reads scheduler/scheduler_config.json, which this checkpoint lacks; name a schedule")
+            raise ValueError(
+                "schedule 'auto' reads scheduler/scheduler_config.json, which this checkpoint lacks; name a schedule"
+            )
         return schedule_from_config(scheduler_config, num_steps, flow_shift=flow_shift)
     shifts = (flow_shift, default_flow_shift, preset.flow_shift)
     return flow_schedule(num_steps, flow_shift=next(s for s in shifts if s is not None), variant=name)

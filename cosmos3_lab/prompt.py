@@ -242,9 +242,7 @@ class Cosmos3Processor:
         )
 
 
-def token_table(
-    processor: Cosmos3Processor, prompt: str | None = None, *, negative_prompt: str | None = None
-) -> list[TokenRow]:
+def token_table(processor: Cosmos3Processor, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
     """Function form of `Cosmos3Processor.token_table`."""
     return processor.token_table(prompt, negative_prompt=negative_prompt)
 

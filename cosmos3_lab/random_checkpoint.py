@@ -59,9 +59,7 @@ RECIPES: dict[str, Recipe] = {
             latent_channel=8,
             sound_dim=4,
         ),
-        VideoVAEConfig(
-            base_dim=8, decoder_base_dim=16, z_dim=8, latents_mean=(0.1,) * 8, latents_std=(0.9,) * 8
-        ),
+        VideoVAEConfig(base_dim=8, decoder_base_dim=16, z_dim=8, latents_mean=(0.1,) * 8, latents_std=(0.9,) * 8),
         SoundAVAEConfig(vocoder_input_dim=4, dec_dim=4),
         action=(6, 4),
         shard_bytes=300_000,
@@ -245,9 +243,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 # Qwen2's rule for cutting text into words, and a ChatML template: what the real tokenizer does with a plain message.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -63,10 +63,10 @@ class Schedule:
     def __post_init__(self) -> None:
         falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all())
         if len(self.sigmas) != len(self.timesteps) + 1 or not falling or self.sigmas[-1] != 0 or self.sigmas[0] >= 1:
+            ends = f"{float(self.sigmas[0]):g} to {float(self.sigmas[-1]):g}"
             raise ValueError(
-                f"got {len(self.sigmas)} sigmas from {float(self.sigmas[0]):g} to {float(self.sigmas[-1]):g} and "
-                f"{len(self.timesteps)} timesteps, expected n + 1 sigmas that fall (no two alike in float32) from below 1 to exactly 0; "
-                "a smaller flow shift or fewer steps keep them apart"
+                f"got {len(self.sigmas)} sigmas from {ends} and {len(self.timesteps)} timesteps, expected n + 1 sigmas that fall "
+                "from below 1 to exactly 0, no two alike in float32; a smaller flow shift or fewer steps keep them apart"
             )
 
     @property

@@ -8,13 +8,15 @@ Read next: `media.py`. Source: Cosmos3AVAEAudioTokenizer of diffusers 0.42.1; Sn
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cosmos3_lab.configs import read_fields
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class SoundAVAEConfig:
         for key, supported in SUPPORTED_DECODER.items():
             if config.get(key, supported) != supported:
                 raise ValueError(f"sound_tokenizer/config.json has {key} = {config[key]!r}, only {supported!r} is supported")
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        built = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        built = cls(**read_fields(cls, config, file="sound_tokenizer/config.json"))
         if len(built.dec_c_mults) != len(built.dec_strides):
             raise ValueError("sound_tokenizer/config.json: expected as many dec_c_mults as dec_strides")
         if prod(built.dec_strides) != built.hop_size:
@@ -119,8 +120,7 @@ class SoundDecoder(nn.Module):
         widths = [c.dec_dim * m for m in (1, *c.dec_c_mults)][::-1]
         self.conv1 = nn.Conv1d(c.vocoder_input_dim, widths[0], 7, padding=3)
         self.block = nn.ModuleList(
-            DecoderBlock(a, b, stride)
-            for a, b, stride in zip(widths, widths[1:], reversed(c.dec_strides), strict=False)
+            DecoderBlock(a, b, stride) for a, b, stride in zip(widths, widths[1:], reversed(c.dec_strides), strict=False)
         )
         self.snake1 = Snake(widths[-1])
         self.conv2 = nn.Conv1d(widths[-1], c.dec_out_channels, 7, padding=3, bias=False)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from cosmos3_lab.configs import read_fields
 from cosmos3_lab.latents import Latents, patchify, unpatchify
 from cosmos3_lab.layers import MLP, RMSNorm, TimestepEmbedder, apply_rotary, attention
 from cosmos3_lab.positions import (
@@ -79,8 +80,8 @@ class Cosmos3Config:
                     f"transformer/config.json has {key} = {config[key]!r} ({meaning}); only {supported!r} is supported, "
                     "the architecture of Cosmos3-Nano"
                 )
-        names = {f.name for f in fields(cls)} - {"mrope_section", "temporal_compression_factor"}
-        known = {name: config[name] for name in names if config.get(name) is not None}
+        given = {k: v for k, v in config.items() if k not in ("mrope_section", "temporal_compression_factor")}
+        known = read_fields(cls, given, file="transformer/config.json")
         sections = config.get("rope_axes_dim") or (config.get("rope_scaling") or {}).get("mrope_section") or (24, 20, 20)
         built = cls(**known, mrope_section=tuple(sections), temporal_compression_factor=temporal_compression_factor)
         built._check(config.get("patch_latent_dim", built.patch_latent_dim))
@@ -317,9 +318,7 @@ def encode_condition(
     return Cosmos3Condition(tuple(cached), _rope(c, positions, x), layout)
 
 
-def media_position_ids(
-    config: Cosmos3Config, layout: TokenLayout, fps: float, sound_fps: float
-) -> Float[Tensor, "3 s_gen"]:
+def media_position_ids(config: Cosmos3Config, layout: TokenLayout, fps: float, sound_fps: float) -> Float[Tensor, "3 s_gen"]:
     """mRoPE positions of the GEN sequence: video tokens, then sound tokens, both from `s_text + margin`."""
     start = layout.s_text + config.unified_3d_mrope_temporal_modality_margin
     modulate, base_fps = config.enable_fps_modulation, float(config.base_fps)
@@ -374,9 +373,7 @@ def run_gen_layers(
 
 
 @torch.no_grad()
-def project_velocity(
-    transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_gen d_model"], layout: TokenLayout
-) -> Latents:
+def project_velocity(transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_gen d_model"], layout: TokenLayout) -> Latents:
     """Final norm and projection back to the shape of the latents, in the model's dtype."""
     gen = transformer.gen
     tokens = gen.norm_moe_gen(tokens)

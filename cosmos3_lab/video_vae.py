@@ -12,7 +12,7 @@ Read next: `sound_avae.py`, `media.py`. Source: AutoencoderKLWan of diffusers 0.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cosmos3_lab.configs import read_fields
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ class VideoVAEConfig:
         """
         if not config.get("is_residual", False) or config.get("attn_scales"):
             raise ValueError("vae/config.json is not a Wan 2.2 VAE (expected is_residual true and attn_scales empty)")
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        known = read_fields(cls, config, file="vae/config.json")
         built = cls(**{"decoder_base_dim": known.get("base_dim", cls.base_dim), **known})
         built._check()
         return built
@@ -316,9 +317,7 @@ class VideoVAE(nn.Module):
 
 
 @torch.no_grad()
-def iter_decode_video(
-    vae: VideoVAE, video: Float[Tensor, "1 c t h w"]
-) -> Iterator[Float[Tensor, "1 3 frames height width"]]:
+def iter_decode_video(vae: VideoVAE, video: Float[Tensor, "1 c t h w"]) -> Iterator[Float[Tensor, "1 3 frames height width"]]:
     """Decode one latent frame at a time: yields 1 frame, then 4 at a time, float32 pixels in [0, 1].
 
     Args:

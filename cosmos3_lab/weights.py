@@ -60,7 +60,9 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     for file in files:
         for info in read_header(file):
             if info.name in found:
-                raise CheckpointError(f"{file}: tensor {info.name} is also in {found[info.name].file.name}; remove one of the files")
+                raise CheckpointError(
+                    f"{file}: tensor {info.name} is also in {found[info.name].file.name}; remove one of the files"
+                )
             found[info.name] = info
     if listed is not None:
         wrong = sorted(n for n, file in listed.items() if n not in found or found[n].file != file)
@@ -98,7 +100,9 @@ def read_header(path: Path) -> list[TensorInfo]:
     end = 0
     for info, begin, stop in entries:
         if begin != end or stop - begin != info.nbytes:
-            raise CheckpointError(f"{path}: tensor {info.name} lies at bytes {begin} to {stop}, expected {end} to {end + info.nbytes}")
+            raise CheckpointError(
+                f"{path}: tensor {info.name} lies at bytes {begin} to {stop}, expected {end} to {end + info.nbytes}"
+            )
         end = stop
     if end != size - 8 - length:
         raise CheckpointError(

@@ -1,0 +1,28 @@
+"""Small checkpoints that tests share."""
+
+import pytest
+import torch
+
+from cosmos3_lab import load_cosmos3
+from cosmos3_lab.random_checkpoint import write_random_checkpoint
+
+
+def pytest_collection_modifyitems(items):
+    """Skip GPU tests where there is no GPU, visibly."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A random checkpoint in the Nano layout; do not write into it."""
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The random checkpoint, loaded in float32 on the CPU."""
+    with load_cosmos3(tiny_folder, device="cpu", load_encoder=True) as models:
+        yield models
