@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from cosmos3_lab import generate, load_cosmos3
+from cosmos3_lab import generate, load_cosmos3, memory
 
 pytestmark = pytest.mark.cuda
 
@@ -74,8 +74,11 @@ def test_what_does_not_fit_names_the_numbers(tiny_folder, monkeypatch):
 
 
 def test_a_loaded_gpu_chooses_split(tiny_folder, monkeypatch):
-    from cosmos3_lab import memory
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (memory.WORKING_BYTES + 600_000, 2**37))
+    with load_cosmos3(tiny_folder, device="cuda") as models:
+        assert models.placement == "resident"
+        und, gen = (sum(p.numel() for p in t.parameters()) * 2 for t in (models.transformer.und, models.transformer.gen))
+        decoders = sum(p.numel() for m in (models.vae, models.avae) for p in m.parameters()) * 2
+    enough_for_one = max(und, gen) + decoders + memory.WORKING_BYTES
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (enough_for_one, 2**37))
     with load_cosmos3(tiny_folder, device="cuda") as models:
         assert models.placement == "split"
