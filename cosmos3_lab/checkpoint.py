@@ -57,7 +57,7 @@ class Defaults:
     guidance_scale: float = 6.0
     flow_shift: float | None = None
     preset: str = "native"
-    example_prompts: tuple[str, ...] = ()
+    example_prompts: tuple[str, ...] = ("A red sports car driving along a coastal road at sunset.",)
     name: str = "Cosmos3"
 
 

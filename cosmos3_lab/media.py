@@ -78,14 +78,17 @@ def save_mp4(output: Cosmos3GenerationOutput, path: str | Path, *, crf: int = 18
     if height % 2 or width % 2:
         raise ValueError(f"got frames of {height}x{width} pixels, expected even numbers (yuv420p halves the colours)")
     with replacing(path) as temporary, av.open(str(temporary), "w") as container:
-        video = container.add_stream("h264", rate=Fraction(output.fps).limit_denominator(10000))
+        rate = Fraction(output.fps).limit_denominator(10000)
+        video = container.add_stream("h264", rate=rate)
         video.width, video.height, video.pix_fmt, video.options = width, height, "yuv420p", {"crf": str(crf)}
         audio = None
         if output.waveform is not None:
             layout = "stereo" if output.waveform.shape[0] >= 2 else "mono"
             audio = container.add_stream("aac", rate=output.sample_rate, layout=layout)
-        for image in output.frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for index, image in enumerate(output.frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
             container.mux(audio.encode(_audio_frame(output.waveform, output.sample_rate)))

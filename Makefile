@@ -1,0 +1,48 @@
+# Everything a newcomer needs: make demo, make test, make lab.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lab lint clean
+
+demo: $(VENV)/installed
+	rm -rf outputs/demo-checkpoint
+	$(BIN)/python -m cosmos3_lab.random_checkpoint outputs/demo-checkpoint
+	$(BIN)/cosmos3-lab generate --checkpoint outputs/demo-checkpoint --sound --device cpu --out outputs/demo \
+		--prompt "a red circle bounces on a blue background; low thuds"
+	@echo
+	@echo "The weights of this demo are random, so its picture and sound are noise: it shows that every stage runs here."
+	@echo "Play $(CURDIR)/outputs/demo/video_with_sound.mp4"
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks; fi
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(VENV)/installed-lab
+	$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf $(VENV) outputs
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed; try make PYTHON=python3.12'"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# One stamp for each set of extras; pyproject.toml decides what is in them.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-lab: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[lab]"
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@

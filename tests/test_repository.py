@@ -1,0 +1,129 @@
+"""The repository around the package: README examples run, tables and dependency lists agree with the code."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cosmos3_lab import PRESETS
+from cosmos3_lab.cli import app
+from cosmos3_lab.presets import comparison_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+# What is replaced so that the examples run on a small checkpoint in seconds.
+SMALL = {
+    "num_frames = 189": "num_frames = 5",
+    "height = 720": "height = 48",
+    "width = 1280": "width = 80",
+    "num_inference_steps=35": "num_inference_steps=2",
+    'device = "cuda"': 'device = "cpu"',
+    "models = load_cosmos3": "models = load_cosmos3",
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_readme_has_the_examples():
+    assert len(blocks("python")) == 3
+    assert sum("cosmos3-lab generate" in b for b in blocks("bash")) == 3
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_readme_python_runs(index, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[index].replace("/path/to/Cosmos3-Nano", str(tiny_folder))
+    for full, small in SMALL.items():
+        code = code.replace(full, small)
+    scope = {}
+    exec(compile(code, f"README python block {index}", "exec"), scope)
+    if "result" in scope:
+        assert list(tmp_path.rglob("*.mp4"))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_readme_commands_run(index, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [b for b in blocks("bash") if "cosmos3-lab generate" in b][index].replace("\\\n", " ")
+    arguments = shlex.split(command.replace("/path/to/Cosmos3-Nano", str(tiny_folder)))[1:]
+    small = ["--num-frames", "5", "--height", "48", "--width", "80", "--steps", "2", "--device", "cpu"]
+    ran = CliRunner().invoke(app, [*arguments, *small])
+    assert ran.exit_code == 0, ran.output
+    for phase in ("model_load", "preprocess", "inference", "to_cpu", "encode"):
+        assert phase in ran.output
+    assert len(list((tmp_path / "outputs").rglob("*.mp4"))) == 1
+
+
+def test_readme_inspect_runs(tiny_folder):
+    assert "cosmos3-lab inspect" in README
+    assert CliRunner().invoke(app, ["inspect", str(tiny_folder)]).exit_code == 0
+
+
+def test_readme_preset_table_is_the_code():
+    assert list(PRESETS) == ["native", "phyai", "diffusers"]
+    shown = {line for line in README.splitlines() if line.startswith("|")}
+    for name, *values in comparison_rows():
+        if len(set(values)) > 1 and name != "system_prompt_image":
+            if name == "system_prompt":
+                values = ["none" if v == "None" else "yes" for v in values]
+            assert f"| {name} | {' | '.join(values)} |" in shown
+
+
+def test_readme_names_exist():
+    import cosmos3_lab
+
+    table = README.split("| stage | functions")[1].split("\n\n")[0]
+    for name in re.findall(r"`([A-Za-z_0-9]+)(?:\.[a-z_]+)?`", table):
+        assert name.endswith("_") or hasattr(cosmos3_lab, name) or (ROOT / "cosmos3_lab" / f"{name}.py").exists(), name
+    for file in re.findall(r"`(\w+\.py)`", table):
+        assert (ROOT / "cosmos3_lab" / file).exists(), file
+
+
+def test_readme_links_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_environment_yml_equals_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda, pip = environment["dependencies"][:-1], environment["dependencies"][-1]["pip"]
+    project = PYPROJECT["project"]
+    assert environment["channels"] == ["conda-forge"]
+    assert conda == [f"python{project['requires-python']}", "pip"]
+    assert pip == [*project["dependencies"], *project["optional-dependencies"]["lab"], "--editable ."]
+
+
+def test_every_import_is_a_dependency():
+    """What the package imports is declared, and what is declared is imported."""
+    names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
+    names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
+    names |= {"typer": "typer", "IPython": "jupyterlab"}  # IPython comes with the lab extra's ipywidgets and jupyterlab
+    pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
+    third_party = {m for m in found if m not in sys.stdlib_module_names and m != "cosmos3_lab"}
+    assert third_party == set(names)
+    declared = {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["dependencies"]}
+    assert declared == set(names.values()) - {"jupyterlab"} | {"jinja2"}  # jinja2 renders the chat template for transformers
+
+
+def test_nothing_large_and_no_outputs_in_git():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in listed:
+        assert (ROOT / name).stat().st_size < 20_000_000, name
+        assert not name.startswith("outputs/")
+
+
+def test_ci_runs_make_test():
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
