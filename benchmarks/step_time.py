@@ -6,7 +6,6 @@ T2AV, 200 prompt tokens, 3400 negative tokens, the setting in which the referenc
 """
 
 import argparse
-from dataclasses import replace
 
 import torch
 from measuring import Results, median_seconds, peak_gpu
@@ -19,7 +18,7 @@ from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import flow_schedule
 from cosmos3_lab.sizes import pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.sound_avae import SoundAVAE, decode_sound
-from cosmos3_lab.transformer import Cosmos3Transformer
+from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.unipc import unipc_init
 from cosmos3_lab.video_vae import VideoVAE, iter_decode_video
 
@@ -41,7 +40,7 @@ def inputs_and_state(transformer, shape, n_sound, device):
     cond, uncond = (encode_condition(transformer, i, m, shape, 24.0, sound_len=n_sound) for i, m in zip(ids, masks, strict=True))
     request = Cosmos3T2VRequest(ids[0], masks[0], ids[1], masks[1], shape, sound_frames=n_sound)
     noise = Latents(torch.randn(1, c.latent_channel, *shape, device=device), torch.randn(1, n_sound, c.sound_dim, device=device))
-    inputs = DenoiseInputs(request, flow_schedule(35), cond, uncond, 6.0, PRESETS["native"])
+    inputs = DenoiseInputs(request, flow_schedule(35), cond, uncond, PRESETS["native"])
     return inputs, DenoiseState(unipc_init(noise.video), unipc_init(noise.sound))
 
 
@@ -83,7 +82,6 @@ def main():
         results.put(f"vae_decode/{size}", median_seconds(lambda: [None for _ in iter_decode_video(vae, z)], warmup=0, repeats=2))
         results.put(f"avae_decode/{size}", median_seconds(lambda: decode_sound(avae, latents.sound)))
         results.put(f"peak_gib/decode/{size}", peak_gpu(reset=True))
-        inputs = replace(inputs, cond=inputs.cond, uncond=None)
 
 
 def profile(results, fn):

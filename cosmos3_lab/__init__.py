@@ -33,10 +33,9 @@ from cosmos3_lab.positions import (
     compute_mrope_position_ids_vision,
     mrope_cos_sin,
 )
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.transformer import (
     Cosmos3Condition,
-    Cosmos3Config,
-    Cosmos3Transformer,
     embed_gen_tokens,
     encode_condition,
     predict_velocity,

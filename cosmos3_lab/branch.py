@@ -76,13 +76,12 @@ def fork(
     needed = needs_uncond(request.guidance_scale, inputs.preset.skip_guidance)
     cond, uncond = inputs.cond, inputs.uncond if needed else None
     if prompt is not None or negative_prompt is not None or (needed and uncond is None):
-        cond, uncond = encode_prompts(models, request, guidance_scale=request.guidance_scale, preset=inputs.preset)
+        cond, uncond = encode_prompts(models, request, inputs.preset)
     changed = replace(
         inputs,
         request=request,
         cond=cond,
         uncond=uncond,
-        guidance_scale=request.guidance_scale,
         schedule=schedule or inputs.schedule,
     )
     anything = must_restart or latents is not None or guidance_scale is not None

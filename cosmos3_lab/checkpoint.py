@@ -25,7 +25,7 @@ from cosmos3_lab.memory import Movable, Placement, WeightSizes, choose_placement
 from cosmos3_lab.presets import get_preset
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
-from cosmos3_lab.transformer import Cosmos3Config, Cosmos3Transformer
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
 from cosmos3_lab.weights import CheckpointError, find_tensors, load_weights, without
 

@@ -47,17 +47,17 @@ def generate(
     negative_prompt: Annotated[
         str | None, typer.Option(help='What to steer away from; default: the preset\'s, "" for none.')
     ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Rounded down to 4k + 1. [189]")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. [720]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. [1280]")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second. [24]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps. [35]")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none. [6]")] = None,
-    flow_shift: Annotated[float | None, typer.Option(help="Of the flow schedules. [10]")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Rounded down to 4k + 1; Nano: 189.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16; Nano: 720.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16; Nano: 1280.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; Nano: 24.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; Nano: 35.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none; Nano: 6.")] = None,
+    flow_shift: Annotated[float | None, typer.Option(help="Of the flow schedules; Nano: 10.")] = None,
     use_karras_sigmas: Annotated[
         KarrasChoice | None, typer.Option(help="auto reads the checkpoint's scheduler file; default: the preset's schedule.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="native, phyai or diffusers. [native]")] = None,
+    preset: Annotated[str | None, typer.Option(help="native, phyai or diffusers; Nano: native.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[DtypeChoice, typer.Option(help="Of the weights.")] = DtypeChoice.auto,
@@ -66,7 +66,7 @@ def generate(
 ) -> None:
     """Generate a video, or with --sound a video with sound.
 
-    Numbers in [brackets] are Nano's defaults; a checkpoint's cosmos3_lab.json may name others.
+    What is not given comes from the checkpoint's cosmos3_lab.json, and from Nano's defaults where it has none.
     """
     import torch
 
@@ -84,7 +84,7 @@ def generate(
                 if not models.defaults.example_prompts:
                     raise ValueError("got no --prompt, and this checkpoint names no example; describe the video")
                 prompt = models.defaults.example_prompts[0]
-            console.print(f"{escape(repr(models))}\nprompt: {escape(prompt)}", highlight=False)
+            console.print(f"{escape(repr(models))}\nprompt: {escape(prompt)}", highlight=False, soft_wrap=True)
             result = run(
                 models,
                 prompt,
@@ -110,6 +110,7 @@ def generate(
         f"guidance {m['guidance_scale']:g}, {m['schedule']}{shift}, preset {m['preset']}, seed {m['seed']}, "
         f"{m['text_tokens']} prompt tokens, {m['negative_text_tokens']} negative",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table("phase", "seconds", title="Timings")
     for phase in PHASES:
@@ -128,26 +129,27 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) 
 
     with _one_line_errors():
         report = inspect_checkpoint(folder)
-    console.print(f"{escape(str(report.folder))}: {', '.join(report.present) or 'no component'}", highlight=False)
-    table = Table("tensors of", "count", "parameters", "GB", "dtype", "T2V", "T2AV")
+    console.print(f"{escape(str(report.folder))}: {', '.join(report.present) or 'no component'}", highlight=False, soft_wrap=True)
+    table = Table("tensors", "count", "parameters", "GB", "dtype", "read for")
     for g in report.groups:
-        marks = ("yes" if used else "" for used in (g.t2v, g.t2av))
-        table.add_row(g.name, str(g.tensors), f"{g.parameters:,}", f"{g.nbytes / GB:.3f}", ", ".join(g.dtypes), *marks)
+        read_for = ", ".join(kind for kind, used in (("T2V", g.t2v), ("T2AV", g.t2av)) if used)
+        table.add_row(g.name, str(g.tensors), f"{g.parameters:,}", f"{g.nbytes / GB:.3f}", ", ".join(g.dtypes), read_for)
     console.print(table)
     for kind, with_sound in (("T2V", False), ("T2AV", True)):
         parameters, nbytes = report.needed(with_sound=with_sound)
-        console.print(f"{kind} reads {parameters:,} parameters, {nbytes / GB:.3f} GB", highlight=False)
+        console.print(f"{kind} reads {parameters:,} parameters, {nbytes / GB:.3f} GB", highlight=False, soft_wrap=True)
     if report.defaults is not None:
         d = report.defaults
         console.print(
             f"defaults: {d.num_frames} frames {d.height}x{d.width} at {d.fps:g} fps, {d.num_inference_steps} steps, "
             f"guidance {d.guidance_scale:g}, preset {d.preset}",
             highlight=False,
+            soft_wrap=True,
         )
     for note in report.notes:
-        console.print(f"note: {escape(note)}", highlight=False)
+        console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
     for problem in report.problems:
-        console.print(f"[red]problem:[/red] {escape(problem)}", highlight=False)
+        console.print(f"[red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if report.problems:
         raise typer.Exit(1)
 

@@ -25,7 +25,8 @@ from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, resolve_schedule
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
-from cosmos3_lab.transformer import Cosmos3Condition, Cosmos3Transformer, encode_condition, predict_velocity
+from cosmos3_lab.towers import Cosmos3Transformer
+from cosmos3_lab.transformer import Cosmos3Condition, encode_condition, predict_velocity
 from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_step
 
 
@@ -38,7 +39,6 @@ class DenoiseInputs:
         schedule: sigmas and timesteps.
         cond: the prompt, encoded.
         uncond: the negative prompt, encoded; None where guidance needs no second pass.
-        guidance_scale: w.
         preset: the recipe; its precisions rule the step.
     """
 
@@ -46,8 +46,12 @@ class DenoiseInputs:
     schedule: Schedule
     cond: Cosmos3Condition
     uncond: Cosmos3Condition | None
-    guidance_scale: float
     preset: Preset
+
+    @property
+    def guidance_scale(self) -> float:
+        """The request's w."""
+        return self.request.guidance_scale
 
 
 @dataclass(frozen=True)
@@ -161,20 +165,20 @@ def prepare_denoise(
         scheduler_config=models.scheduler_config,
         default_flow_shift=models.defaults.flow_shift,
     )
-    cond, uncond = encode_prompts(models, request, guidance_scale=request.guidance_scale, preset=preset)
+    cond, uncond = encode_prompts(models, request, preset)
     noise = (request.noise or _draw(models, request, preset)).to(models.device, _dtype(preset.solver_precision, models))
-    inputs = DenoiseInputs(request, made, cond, uncond, request.guidance_scale, preset)
+    inputs = DenoiseInputs(request, made, cond, uncond, preset)
     return inputs, _initial_state(noise, step_index=0)
 
 
 def encode_prompts(
-    models: Cosmos3Models, request: Cosmos3T2VRequest, *, guidance_scale: float, preset: Preset
+    models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset
 ) -> tuple[Cosmos3Condition, Cosmos3Condition | None]:
     """Both prompts through the UND tower, which is on the device just for that in split placement.
 
     Args:
         models, request: see `prepare_denoise`.
-        guidance_scale, preset: decide whether the negative prompt is needed.
+        preset: says from which guidance scale on the negative prompt is needed.
 
     Returns:
         `(cond, uncond)`; `uncond` is None where guidance skips the second pass.
@@ -187,7 +191,7 @@ def encode_prompts(
 
     models.place("und")
     cond, uncond = encode(request.text_ids, request.text_mask), None
-    if needs_uncond(guidance_scale, preset.skip_guidance):
+    if needs_uncond(request.guidance_scale, preset.skip_guidance):
         uncond = encode(request.neg_text_ids, request.neg_text_mask)
     models.place("gen")
     return cond, uncond

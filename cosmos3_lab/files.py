@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 @contextmanager
@@ -27,7 +28,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise type(error)(error.errno, f"could not write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where not even the folder could be made
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -36,6 +38,9 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         OSError: with the folder and the reason in the message.
     """
-    with replacing(Path(folder) / "write-test") as temporary:
-        temporary.write_bytes(b"")
-    (Path(folder) / "write-test").unlink()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write in {folder}: {error.strerror or error}") from error

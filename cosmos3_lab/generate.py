@@ -112,6 +112,8 @@ def generate(
     """
     timer = _Timer()
     preset = get_preset(models.defaults.preset if preset is None else preset)
+    if isinstance(schedule, Schedule) and num_inference_steps is None:
+        num_inference_steps = schedule.num_steps
     with timer("preprocess"):
         request = prepare_request(
             models,
@@ -200,6 +202,7 @@ def make_processor(
         preset: None for the checkpoint's default.
     """
     preset = get_preset(models.defaults.preset if preset is None else preset)
+    num_frames = effective_num_frames(num_frames, temporal=models.media.temporal)
     return Cosmos3Processor(
         models.processor_dir,
         num_frames=num_frames,
@@ -277,7 +280,10 @@ def _run_steps(
     progress: bool,
 ) -> tuple[DenoiseState, tuple[StepRecord, ...]]:
     records = []
-    with tqdm(total=inputs.schedule.num_steps, desc="denoise", unit="step", disable=not progress) as bar:
+    t, h, w = inputs.request.video_shape
+    media = models.media
+    size = f"{(t - 1) * media.temporal + 1} frames {h * media.spatial}x{w * media.spatial}"
+    with tqdm(total=inputs.schedule.num_steps, desc=size, unit="step", disable=not progress) as bar:
         for after, record in denoise(models.transformer, inputs, state):
             state = after
             if keep != "none":

@@ -57,12 +57,12 @@ class CheckpointReport:
 
 # Which tensors make which group, by prefix; the first that matches counts.
 TRANSFORMER_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("not used: lm_head", SKIP_TRANSFORMER[:1]),
-    ("not used: UND's final norm", SKIP_TRANSFORMER[1:2]),
-    ("not used: action heads", SKIP_TRANSFORMER[2:]),
-    ("sound projections", SKIP_SOUND_HEADS),
-    ("UND token embeddings", ("embed_tokens.",)),
-    ("GEN projections, time embedder, norm", ("proj_in.", "proj_out.", "time_embedder.", "norm_moe_gen.")),
+    ("lm_head", SKIP_TRANSFORMER[:1]),
+    ("UND final norm", SKIP_TRANSFORMER[1:2]),
+    ("action heads", SKIP_TRANSFORMER[2:]),
+    ("sound in and out", SKIP_SOUND_HEADS),
+    ("UND embeddings", ("embed_tokens.",)),
+    ("GEN in, out, time", ("proj_in.", "proj_out.", "time_embedder.", "norm_moe_gen.")),
 )
 GEN_LEAVES = ("_moe_gen", ".add_", ".to_add_out", ".norm_added_")
 
@@ -119,14 +119,14 @@ def _transformer_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
             if name.startswith(prefixes):
                 return label
         if name.startswith("layers."):
-            return "GEN tower layers" if any(leaf in name for leaf in GEN_LEAVES) else "UND tower layers"
+            return "GEN layers" if any(leaf in name for leaf in GEN_LEAVES) else "UND layers"
         return "unknown"
 
-    order = ["UND tower layers", "UND token embeddings", "GEN tower layers", *(n for n, _ in TRANSFORMER_GROUPS[::-1]), "unknown"]
+    order = ["UND layers", "UND embeddings", "GEN layers", *(n for n, _ in TRANSFORMER_GROUPS[::-1]), "unknown"]
     members = {label: [t for t in tensors.values() if group(t.name) == label] for label in dict.fromkeys(order)}
-    sound_only, unused = {"sound projections"}, {n for n, _ in TRANSFORMER_GROUPS[:3]} | {"unknown"}
+    sound_only, unused = {"sound in and out"}, {n for n, _ in TRANSFORMER_GROUPS[:3]} | {"unknown"}
     return [
-        _group(f"transformer: {label}", found, t2v=label not in sound_only | unused, t2av=label not in unused)
+        _group(label, found, t2v=label not in sound_only | unused, t2av=label not in unused)
         for label, found in members.items()
         if found
     ]
@@ -136,8 +136,8 @@ def _vae_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
     decoder = without(tensors.values(), SKIP_VAE_ENCODER)
     encoder = [t for t in tensors.values() if t not in decoder]
     return [
-        _group("vae: decoder", decoder, t2v=True, t2av=True),
-        *([_group("vae: encoder", encoder, t2v=False, t2av=False)] if encoder else []),
+        _group("video decoder", decoder, t2v=True, t2av=True),
+        *([_group("video encoder", encoder, t2v=False, t2av=False)] if encoder else []),
     ]
 
 
@@ -145,8 +145,8 @@ def _sound_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
     decoder = without(tensors.values(), SKIP_AVAE_ENCODER)
     encoder = [t for t in tensors.values() if t not in decoder]
     return [
-        _group("sound_tokenizer: decoder", decoder, t2v=False, t2av=True),
-        *([_group("sound_tokenizer: encoder", encoder, t2v=False, t2av=False)] if encoder else []),
+        _group("sound decoder", decoder, t2v=False, t2av=True),
+        *([_group("sound encoder", encoder, t2v=False, t2av=False)] if encoder else []),
     ]
 
 

@@ -15,6 +15,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from cosmos3_lab.files import replacing
+from cosmos3_lab.sizes import check_fps
+
+AAC_SAMPLE_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 if TYPE_CHECKING:
     from IPython.display import Video
@@ -67,7 +70,7 @@ def save_mp4(output: Cosmos3GenerationOutput, path: str | Path, *, crf: int = 18
         `path`.
 
     Raises:
-        ValueError: a size that yuv420p cannot hold, or a name that is not an mp4's.
+        ValueError: a clip that h264 and AAC cannot hold, or a name that is not an mp4's.
         OSError: the file cannot be written (folder, permissions, disk full).
     """
     import av
@@ -75,8 +78,7 @@ def save_mp4(output: Cosmos3GenerationOutput, path: str | Path, *, crf: int = 18
     path, (_, height, width, _) = Path(path), output.frames.shape
     if path.suffix != ".mp4":
         raise ValueError(f"got {path.name}, expected a file name that ends in .mp4")
-    if height % 2 or width % 2:
-        raise ValueError(f"got frames of {height}x{width} pixels, expected even numbers (yuv420p halves the colours)")
+    _check_encodable(output)
     with replacing(path) as temporary, av.open(str(temporary), "w") as container:
         rate = Fraction(output.fps).limit_denominator(10000)
         video = container.add_stream("h264", rate=rate)
@@ -131,6 +133,19 @@ def show_video(source: Cosmos3GenerationOutput | str | Path, *, width: int = 320
             return show_video(save_mp4(source, Path(folder) / "clip.mp4"), width=width)
     attributes = "controls loop playsinline"
     return Video(data=Path(source).read_bytes(), mimetype="video/mp4", embed=True, width=width, html_attributes=attributes)
+
+
+def _check_encodable(output: Cosmos3GenerationOutput) -> None:
+    count, height, width, _ = output.frames.shape
+    if count == 0 or height % 2 or width % 2:
+        raise ValueError(f"got {count} frames of {height}x{width} pixels, expected at least 1 and even sizes (yuv420p)")
+    check_fps(output.fps)
+    if output.waveform is None:
+        return
+    if output.waveform.shape[1] == 0 or not np.isfinite(output.waveform).all():
+        raise ValueError(f"got {output.waveform.shape[1]} samples of sound, expected at least 1 and only finite numbers")
+    if output.sample_rate not in AAC_SAMPLE_RATES:
+        raise ValueError(f"got a sample_rate of {output.sample_rate}, expected one that AAC has: {AAC_SAMPLE_RATES}")
 
 
 def _audio_frame(waveform: np.ndarray, sample_rate: int) -> Any:  # noqa: ANN401  (av.AudioFrame; av is imported late)

@@ -196,6 +196,7 @@ class Cosmos3Processor:
 
     def segments(self, prompt: str) -> tuple[Segment, ...]:
         """The positive user text in pieces: what the user wrote and what the metadata rule added."""
+        _check_text(prompt)
         if not prompt.strip():
             raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
         return _positive_segments(prompt, self.clip, self.metadata, None)
@@ -204,6 +205,7 @@ class Cosmos3Processor:
         """The negative user text in pieces; None is this processor's default, "" is empty."""
         if negative_prompt is None and self.negative_default == "structured":
             negative_prompt = default_negative_prompt(self.checkpoint_dir).text
+        _check_text(negative_prompt or "")
         return _negative_segments(negative_prompt or "", self.clip, self.negative_metadata)
 
     def token_table(self, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
@@ -216,9 +218,12 @@ class Cosmos3Processor:
         segments = self.negative_segments(negative_prompt) if prompt is None else self.segments(prompt)
         rendered, spans = _role_spans(self._render, self.system_prompt, segments)
         encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        # A character of several tokens is shown with the last of them, so that the strings join to the rendered text.
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        ends = [*starts[1:], len(rendered)]
         rows = [
             TokenRow(i, token, rendered[start:end], _role_at(spans, start))
-            for i, (token, (start, end)) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+            for i, (token, start, end) in enumerate(zip(encoded["input_ids"], starts, ends, strict=True))
         ]
         boundary = zip(self.boundary_ids, (self.tokenizer.eos_token, VISION_START), strict=True)
         return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
@@ -285,7 +290,7 @@ def _negative_segments(text: str, clip: _Clip, metadata: NegativeMetadata) -> tu
         medium = "image" if clip.num_frames == 1 else "video"
         sentences = _sentences(clip, INVERSE_DURATION, INVERSE_RESOLUTION, medium=medium)
         return _behind(text, sentences, after_nothing="")
-    if metadata == "none" or not text:  # "" stays empty: the unconditional prompt of the literature
+    if metadata == "none" or not text.strip():  # "" stays empty: the unconditional prompt of the literature
         return (Segment("prompt", text),)
     return _behind(text.strip(), _sentences(clip, DURATION, RESOLUTION, medium="video"), after_nothing=". ")
 
@@ -317,6 +322,13 @@ def _injected(prompt: dict[str, Any], added: dict[str, Any], drop: tuple[str, ..
     return (*segments, Segment("prompt", "}"))
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"got a prompt that is not text: character {error.start} is half of a surrogate pair") from error
+
+
 def _json_object(text: str) -> dict[str, Any] | None:
     """The parsed object, or None for plain text (arrays, numbers and strings count as plain text)."""
     try:
@@ -335,13 +347,23 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot read
         raise ValueError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
-    missing = [name for name in (tokenizer.eos_token, VISION_START) if name not in tokenizer.get_vocab()]
-    if missing or tokenizer.chat_template is None:
-        lack = f"the token {missing[0]}" if missing else "a chat template"
-        raise ValueError(f"the tokenizer in {folder} lacks {lack}; it is not a Cosmos3 text_tokenizer")
+    has = {
+        "an end-of-text token": tokenizer.eos_token is not None,
+        f"the token {VISION_START}": VISION_START in tokenizer.get_vocab(),
+        "a chat template": tokenizer.chat_template is not None,
+    }
+    lacking = [what for what, there in has.items() if not there]
+    if lacking:
+        raise ValueError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
+    try:
+        tried = tokenizer.apply_chat_template([{"role": "user", "content": "\ue000"}], tokenize=False)
+    except Exception as error:  # whatever a broken Jinja template raises
+        raise ValueError(f"the chat template in {folder} does not work ({error}); copy it again from the checkpoint") from error
+    if "\ue000" not in tried:
+        raise ValueError(f"the chat template in {folder} leaves the message out; copy it again from the checkpoint")
     return tokenizer
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
-from cosmos3_lab.transformer import Cosmos3Config, Cosmos3Transformer
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
 from cosmos3_lab.weights import INDEX, SINGLE
 

@@ -41,7 +41,7 @@ class Cosmos3T2VRequest:
         sound_dim, sound_latent_fps: None means what the checkpoint says (64 and 25.0 on Nano).
 
     Raises:
-        ValueError: a field is out of range, or two fields contradict each other.
+        ValueError: a field is out of range, or a mask does not belong to its ids.
     """
 
     text_ids: Int64[Tensor, "1 s_text"]
@@ -59,6 +59,9 @@ class Cosmos3T2VRequest:
     sound_latent_fps: float | None = None
 
     def __post_init__(self) -> None:
+        for ids, mask in ((self.text_ids, self.text_mask), (self.neg_text_ids, self.neg_text_mask)):
+            if ids.shape != mask.shape:
+                raise ValueError(f"got {tuple(ids.shape)} token ids and a mask of {tuple(mask.shape)}, expected equal shapes")
         if min(self.video_shape) < 1:
             raise ValueError(f"got video_shape {self.video_shape}, expected (t, h, w) with every number at least 1")
         if self.num_inference_steps < 1:

@@ -63,7 +63,7 @@ def pixel_to_latent_shape(
     """
     for name, size in (("height", height), ("width", width)):
         if size < spatial or size % spatial:
-            below, above = size // spatial * spatial, (size // spatial + 1) * spatial
+            below, above = size // spatial * spatial, max(size // spatial + 1, 1) * spatial
             nearest = f"{above}" if below < spatial else f"{below} or {above}"
             raise ValueError(f"got {name} {size}, expected a multiple of {spatial} pixels, try {nearest}")
     return (effective_num_frames(num_frames, temporal=temporal) - 1) // temporal + 1, height // spatial, width // spatial

@@ -6,24 +6,17 @@
 UND is causal and sees text only: no timestep, no latents. GEN layer i attends, without a mask, to [text K/V of UND layer
 i ; its own tokens]. The timestep enters once: its embedding is added to every media token before layer 0.
 
-A parameter is called in the module as in the checkpoint, behind the tower's name: the file's
-`layers.17.self_attn.add_q_proj.weight` is `transformer.gen.layers[17].self_attn.add_q_proj.weight`, and
-`layers.17.self_attn.to_q.weight` is `transformer.und.layers[17].self_attn.to_q.weight`.
-
-Read next: `guidance.py`, `denoise.py`. Source: Cosmos3OmniTransformer of diffusers 0.42.1 and PhyAI's Cosmos3 model.
+The weights and the layers are in `towers.py`. Read next: `guidance.py`, `denoise.py`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from cosmos3_lab.configs import read_fields
 from cosmos3_lab.latents import Latents, patchify, unpatchify
-from cosmos3_lab.layers import MLP, RMSNorm, TimestepEmbedder, apply_rotary, attention
 from cosmos3_lab.positions import (
     TokenLayout,
     compute_mrope_position_ids_sound,
@@ -31,114 +24,7 @@ from cosmos3_lab.positions import (
     compute_mrope_position_ids_vision,
     mrope_cos_sin,
 )
-
-
-@dataclass(frozen=True)
-class Cosmos3Config:
-    """Shape of both towers: the keys of `transformer/config.json` that matter here, with Nano's values.
-
-    `temporal_compression_factor` is not in Nano's file; the loader takes it from `vae/config.json`.
-    """
-
-    hidden_size: int = 4096
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int = 128
-    intermediate_size: int = 12288
-    vocab_size: int = 151936
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 5_000_000.0
-    mrope_section: tuple[int, int, int] = (24, 20, 20)
-    latent_channel: int = 48
-    latent_patch_size: int = 2
-    timestep_scale: float = 0.001
-    base_fps: float = 24.0
-    enable_fps_modulation: bool = True
-    temporal_compression_factor: int = 4
-    unified_3d_mrope_temporal_modality_margin: int = 15000
-    sound_gen: bool = True
-    sound_dim: int | None = 64
-    sound_latent_fps: float = 25.0
-
-    @property
-    def patch_latent_dim(self) -> int:
-        """Numbers in one video token, `patch * patch * latent_channel`."""
-        return self.latent_patch_size**2 * self.latent_channel
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any], *, temporal_compression_factor: int = 4) -> "Cosmos3Config":
-        """Read `transformer/config.json`.
-
-        Raises:
-            ValueError: the file describes an architecture that is not Cosmos3-Nano's (such as Edge's `relu2`), or
-                contradicts itself.
-        """
-        for key, (supported, meaning) in SUPPORTED_ARCHITECTURE.items():
-            if config.get(key, supported) != supported:
-                raise ValueError(
-                    f"transformer/config.json has {key} = {config[key]!r} ({meaning}); only {supported!r} is supported, "
-                    "the architecture of Cosmos3-Nano"
-                )
-        given = {k: v for k, v in config.items() if k not in ("mrope_section", "temporal_compression_factor")}
-        known = read_fields(cls, given, file="transformer/config.json")
-        sections = config.get("rope_axes_dim") or (config.get("rope_scaling") or {}).get("mrope_section") or (24, 20, 20)
-        built = cls(**known, mrope_section=tuple(sections), temporal_compression_factor=temporal_compression_factor)
-        built._check(config.get("patch_latent_dim", built.patch_latent_dim))
-        return built
-
-    def _check(self, patch_latent_dim: int) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                raise ValueError(f"transformer/config.json has {field.name} = {value}, expected a number above 0")
-        if patch_latent_dim != self.patch_latent_dim:
-            raise ValueError(
-                f"transformer/config.json has patch_latent_dim = {patch_latent_dim}, expected latent_patch_size ** 2 * "
-                f"latent_channel = {self.patch_latent_dim}"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"transformer/config.json has {self.num_attention_heads} attention heads and {self.num_key_value_heads} "
-                "key/value heads, expected a whole number of query heads for each"
-            )
-        if len(self.mrope_section) != 3 or sum(self.mrope_section) * 2 != self.head_dim:
-            raise ValueError(
-                f"transformer/config.json has mRoPE sections {list(self.mrope_section)}, expected three numbers with "
-                f"the sum head_dim / 2 = {self.head_dim // 2}"
-            )
-        if self.sound_gen and self.sound_dim is None:
-            raise ValueError("transformer/config.json has sound_gen = true, expected a sound_dim with it")
-
-
-# Anything else under these keys is another architecture, and would load and then compute nonsense.
-SUPPORTED_ARCHITECTURE: dict[str, tuple[Any, str]] = {
-    "hidden_act": ("silu", "the MLP's activation; relu2 is the Edge family"),
-    "attention_bias": (False, "biases in attention"),
-    "qk_norm_for_text": (True, "RMS norm of queries and keys in the text tower"),
-    "qk_norm_for_diffusion": (True, "RMS norm of queries and keys in the media tower"),
-    "use_und_k_norm_for_gen": (False, "an extra norm of the text keys"),
-    "joint_attn_implementation": ("two_way", "how the towers attend to each other"),
-    "unified_3d_mrope_reset_spatial_ids": (True, "rows and columns count from zero"),
-    "temporal_compression_factor_sound": (1, "sound tokens per sound latent"),
-    "video_temporal_causal": (False, "a causal mask over frames"),
-}
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Cosine and sine `[s, d_head / 2]` of a sequence, in the model's dtype."""
-
-    cos: Float[Tensor, "s half"]
-    sin: Float[Tensor, "s half"]
-
-
-@dataclass(frozen=True)
-class LayerKV:
-    """Keys and values `[s_text, kv_heads, d_head]` of one UND layer, after QK norm and rotary embedding."""
-
-    k: Float[Tensor, "s kv_heads d_head"]
-    v: Float[Tensor, "s kv_heads d_head"]
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, GENLayer, LayerKV, Rope
 
 
 @dataclass(frozen=True)
@@ -157,125 +43,6 @@ class Cosmos3Condition:
 
     def __repr__(self) -> str:
         return f"Cosmos3Condition({len(self.cached_kv)} layers of {self.layout.s_text} text tokens, {self.layout})"
-
-
-# ---------------------------------------------------------------------------------------------------------- weights
-
-
-class UNDAttention(nn.Module):
-    """Projections of one UND layer (checkpoint `layers.{i}.self_attn.to_*`, `norm_q`, `norm_k`)."""
-
-    def __init__(self, c: Cosmos3Config) -> None:
-        super().__init__()
-        width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.to_q = nn.Linear(c.hidden_size, width, bias=False)
-        self.to_k = nn.Linear(c.hidden_size, kv_width, bias=False)
-        self.to_v = nn.Linear(c.hidden_size, kv_width, bias=False)
-        self.to_out = nn.Linear(width, c.hidden_size, bias=False)
-        self.norm_q = RMSNorm(c.head_dim, c.rms_norm_eps)
-        self.norm_k = RMSNorm(c.head_dim, c.rms_norm_eps)
-
-
-class GENAttention(nn.Module):
-    """Projections of one GEN layer (checkpoint `layers.{i}.self_attn.add_*`, `to_add_out`, `norm_added_*`)."""
-
-    def __init__(self, c: Cosmos3Config) -> None:
-        super().__init__()
-        width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.add_q_proj = nn.Linear(c.hidden_size, width, bias=False)
-        self.add_k_proj = nn.Linear(c.hidden_size, kv_width, bias=False)
-        self.add_v_proj = nn.Linear(c.hidden_size, kv_width, bias=False)
-        self.to_add_out = nn.Linear(width, c.hidden_size, bias=False)
-        self.norm_added_q = RMSNorm(c.head_dim, c.rms_norm_eps)
-        self.norm_added_k = RMSNorm(c.head_dim, c.rms_norm_eps)
-
-
-class UNDLayer(nn.Module):
-    """One layer of the text tower."""
-
-    def __init__(self, c: Cosmos3Config) -> None:
-        super().__init__()
-        self.self_attn = UNDAttention(c)
-        self.mlp = MLP(c.hidden_size, c.intermediate_size)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-
-    def forward(self, x: Float[Tensor, "s d_model"], rope: Rope) -> tuple[Float[Tensor, "s d_model"], LayerKV]:
-        a, n = self.self_attn, self.input_layernorm(x)
-        q = _heads(a.to_q(n), a.norm_q, rope)
-        k = _heads(a.to_k(n), a.norm_k, rope)
-        v = a.to_v(n).unflatten(-1, k.shape[1:])  # values are neither normed nor rotated
-        x = x + a.to_out(attention(q, k, v, causal=True))
-        return x + self.mlp(self.post_attention_layernorm(x)), LayerKV(k, v)
-
-
-class GENLayer(nn.Module):
-    """One layer of the media tower."""
-
-    def __init__(self, c: Cosmos3Config) -> None:
-        super().__init__()
-        self.self_attn = GENAttention(c)
-        self.mlp_moe_gen = MLP(c.hidden_size, c.intermediate_size)
-        self.input_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
-
-    def forward(self, x: Float[Tensor, "s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "s d_model"]:
-        a, n = self.self_attn, self.input_layernorm_moe_gen(x)
-        q = _heads(a.add_q_proj(n), a.norm_added_q, rope)
-        k = _heads(a.add_k_proj(n), a.norm_added_k, rope)
-        v = a.add_v_proj(n).unflatten(-1, k.shape[1:])
-        seen = attention(q, torch.cat([text.k, k]), torch.cat([text.v, v]), causal=False)  # text first
-        x = x + a.to_add_out(seen)
-        return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
-
-
-class UNDTower(nn.Module):
-    """The text tower. Its final norm and `lm_head` exist in the checkpoint and are never used for media."""
-
-    def __init__(self, c: Cosmos3Config) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(UNDLayer(c) for _ in range(c.num_hidden_layers))
-
-
-class GENTower(nn.Module):
-    """The media tower with its ways in (`proj_in`, `audio_proj_in`, `time_embedder`) and out (`proj_out`, ...)."""
-
-    def __init__(self, c: Cosmos3Config, *, with_sound: bool) -> None:
-        super().__init__()
-        self.proj_in = nn.Linear(c.patch_latent_dim, c.hidden_size)
-        self.proj_out = nn.Linear(c.hidden_size, c.patch_latent_dim)
-        self.time_embedder = TimestepEmbedder(c.hidden_size)
-        self.layers = nn.ModuleList(GENLayer(c) for _ in range(c.num_hidden_layers))
-        self.norm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        if with_sound:
-            self.audio_proj_in = nn.Linear(c.sound_dim, c.hidden_size)
-            self.audio_proj_out = nn.Linear(c.hidden_size, c.sound_dim)
-            self.audio_modality_embed = nn.Parameter(torch.zeros(c.hidden_size))
-
-
-class Cosmos3Transformer(nn.Module):
-    """Both towers, as separate modules: `.und` is idle after the prompt was encoded, `.gen` before.
-
-    Args:
-        config: shapes.
-        with_sound: False leaves the sound projections out (their weights are then not read).
-    """
-
-    def __init__(self, config: Cosmos3Config, *, with_sound: bool = True) -> None:
-        super().__init__()
-        self.config = config
-        self.with_sound = with_sound and config.sound_gen
-        self.und = UNDTower(config)
-        self.gen = GENTower(config, with_sound=self.with_sound)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights (the time embedder stays float32)."""
-        return self.gen.proj_in.weight.dtype
-
-
-# -------------------------------------------------------------------------------------------------------- functions
 
 
 @torch.no_grad()
@@ -414,11 +181,6 @@ def _layers(
     if not 0 <= start <= stop <= count:
         raise ValueError(f"got layers {start} to {stop}, expected 0 <= start <= stop <= {count}")
     return zip(transformer.gen.layers[start:stop], cond.cached_kv[start:stop], strict=True)
-
-
-def _heads(projected: Tensor, norm: RMSNorm, rope: Rope) -> Tensor:
-    """Split into heads, norm each head, rotate: the order that the cached keys rely on."""
-    return apply_rotary(norm(projected.unflatten(-1, (-1, len(norm.weight)))), rope.cos, rope.sin)
 
 
 def _rope(c: Cosmos3Config, position_ids: Tensor, like: Tensor) -> Rope:

@@ -157,19 +157,19 @@ def unipc_step(
 
 @dataclass(frozen=True)
 class _Coefficients:
-    """Numbers of one step, 0-dim float32 on the CPU: they scale tensors on any device without moving them."""
+    """Numbers of one step, computed in float32. Plain floats, so that a bfloat16 sample does not round them first."""
 
-    keep: Float32[Tensor, ""]  # sigma' / sigma
-    pull: Float32[Tensor, ""]  # alpha' * B(h)
+    keep: float  # sigma' / sigma
+    pull: float  # alpha' * B(h)
     rhos: Float32[Tensor, " d"]  # weights of the differences D_k
-    rs: Float32[Tensor, " d"]  # where the other x0 lie, in units of h
+    rs: list[float]  # where the other x0 lie, in units of h
 
 
 def _step(x: Tensor, m0: Tensor, others: list[Tensor], c: _Coefficients) -> Tensor:
     base = c.keep * x - c.pull * m0
     if not others:
         return base
-    rhos = c.rhos.to(x.dtype)  # PhyAI and diffusers round the weights to the sample's dtype
+    rhos = c.rhos.to(x.dtype).tolist()  # PhyAI and diffusers round the weights to the sample's dtype
     differences = (rho * ((m - m0) / r) for rho, r, m in zip(rhos, c.rs, others, strict=True))
     return base - c.pull * sum(differences)
 
@@ -184,7 +184,7 @@ def _bh2(sigmas: Float32[Tensor, " n_plus_1"], *, start: int, order: int, correc
     rs = torch.stack(rs) if rs else torch.empty(0)
     b_h = torch.expm1(-h)
     keep, pull = sigmas[start + 1] / sigmas[start], (1 - sigmas[start + 1]) * b_h
-    return _Coefficients(keep, pull, _rhos(rs, -h, b_h), rs)
+    return _Coefficients(keep.item(), pull.item(), _rhos(rs, -h, b_h), rs.tolist())
 
 
 def _rhos(rs: Float32[Tensor, " d"], hh: Float32[Tensor, ""], b_h: Float32[Tensor, ""]) -> Float32[Tensor, " d"]:

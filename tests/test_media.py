@@ -125,7 +125,7 @@ def test_a_smaller_crf_is_closer(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(31, 48), (32, 47)])
 def test_odd_sizes_are_refused(tmp_path, height, width):
-    with pytest.raises(ValueError, match=f"got frames of {height}x{width} pixels, expected even numbers"):
+    with pytest.raises(ValueError, match=f"got 5 frames of {height}x{width} pixels, expected at least 1 and even sizes"):
         save_mp4(silent(height=height, width=width), tmp_path / "clip.mp4")
     assert not list(tmp_path.iterdir())
 
@@ -191,7 +191,7 @@ def test_a_folder_that_may_not_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionError, match="could not write .*clip.mp4: Permission denied"):
         save_mp4(silent(), tmp_path / "new" / "clip.mp4")
-    with pytest.raises(PermissionError, match="could not write .*new"):
+    with pytest.raises(PermissionError, match="cannot write in .*new"):
         check_writable(tmp_path / "new")
 
 
@@ -231,6 +231,37 @@ def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_check_writable_leaves_files_alone(tmp_path):
+    (tmp_path / "write-test").write_text("mine")
+    check_writable(tmp_path)
+    assert (tmp_path / "write-test").read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"could not write .*clip\.mp4"):
+        save_mp4(silent(), tmp_path / "file" / "clip.mp4")
+    with pytest.raises(OSError, match="cannot write in .*file"):
+        check_writable(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"frames": np.zeros((0, 32, 48, 3), np.uint8)}, "0 frames"),
+        ({"fps": 0.0}, "fps"),
+        ({"waveform": np.zeros((2, 0), np.float32), "sample_rate": 48000}, "0 samples"),
+        ({"waveform": np.full((2, 9), np.nan, np.float32), "sample_rate": 48000}, "finite"),
+        ({"waveform": np.zeros((2, 9), np.float32)}, "sample_rate of None"),
+        ({"waveform": np.zeros((2, 9), np.float32), "sample_rate": 12345}, "sample_rate of 12345"),
+    ],
+)
+def test_clips_that_cannot_be_encoded_are_refused(tmp_path, broken, message):
+    with pytest.raises(ValueError, match=message):
+        save_mp4(Cosmos3GenerationOutput(**{"frames": greys(3), "fps": 24.0, **broken}), tmp_path / "clip.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------- notebook

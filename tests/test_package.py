@@ -72,7 +72,8 @@ def test_no_module_runs_what_a_file_says(module):
 ROWS = [
     {"sizes", "configs", "files"},
     {"prompt", "latents", "schedule", "positions", "layers", "video_vae", "sound_avae", "media"},
-    {"request", "presets", "guidance", "unipc", "transformer", "weights", "memory"},
+    {"request", "presets", "guidance", "unipc", "towers", "weights", "memory"},
+    {"transformer"},
     {"checkpoint", "random_checkpoint"},
     {"denoise", "inspection"},
     {"branch", "generate"},
@@ -154,3 +155,8 @@ def listed_names(value):
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if listed_names(value)])
 def test_arguments_that_a_docstring_lists_are_all_there(name):
     assert listed_names(PUBLIC[name]) == {p for p in inspect.signature(PUBLIC[name]).parameters if not p.startswith("_")}
+
+
+@by_file
+def test_files_are_a_comfortable_read(module):
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 400

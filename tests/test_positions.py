@@ -12,7 +12,8 @@ from cosmos3_lab import (
     mrope_cos_sin,
 )
 from cosmos3_lab.positions import mrope_axes
-from cosmos3_lab.transformer import Cosmos3Config, media_position_ids
+from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.transformer import media_position_ids
 
 M = 137 + 15000  # 137 text tokens, then the margin
 NANO_AXES = {"head_dim": 128, "rope_theta": 5e6, "mrope_section": (24, 20, 20)}

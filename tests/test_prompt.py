@@ -304,8 +304,8 @@ def by_role(rows):
     return texts
 
 
-@pytest.mark.parametrize("system", [None, "user prompt"])
-@pytest.mark.parametrize("prompt", ASCII)
+@pytest.mark.parametrize("system", [None, "user prompt", "naïve 🎈"])
+@pytest.mark.parametrize("prompt", ASCII + UNICODE)
 def test_strings_of_the_table_are_the_chat(make, prompt, system):
     processor = make(system_prompt=system)
     head = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
@@ -398,7 +398,7 @@ def without_vision_start(folder):
         (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:900]), "no readable tokenizer"),
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "no readable tokenizer"),
         (lambda f: (f / "chat_template.jinja").unlink(), "lacks a chat template"),
-        (lambda f: edit(f / "tokenizer_config.json", lambda c: c.pop("eos_token")), "lacks the token"),
+        (lambda f: edit(f / "tokenizer_config.json", lambda c: c.pop("eos_token")), "lacks an end-of-text token"),
         (without_vision_start, r"lacks the token <\|vision_start\|>"),
     ],
     ids=["no folder", "no file", "empty", "truncated", "broken config", "no template", "no eos", "no vision start"],
@@ -408,3 +408,33 @@ def test_broken_tokenizer_folders_are_named(own_folder, damage, message):
     with pytest.raises(ValueError, match=message) as error:
         Cosmos3Processor(own_folder)
     assert str(own_folder) in str(error.value)
+
+
+def test_code_in_a_tokenizer_folder_is_not_run(own_folder, monkeypatch, tmp_path):
+    """A folder may name a Python class of its own; it must neither be imported nor asked about."""
+    ran = tmp_path / "ran"
+    (own_folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    custom = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    edit(own_folder / "tokenizer_config.json", lambda config: config.update(custom))
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on the terminal"))
+    with pytest.raises(ValueError, match="tokenizer"):
+        Cosmos3Processor(own_folder)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("template", ["{% broken", "no message here", "{{ 1 / 0 }}"])
+def test_a_broken_chat_template_is_named(own_folder, template):
+    (own_folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match="chat template"):
+        Cosmos3Processor(own_folder)
+
+
+def test_half_a_surrogate_pair_is_refused(make):
+    for call in (make().tokenize, make().tokenize_negative):
+        with pytest.raises(ValueError, match="surrogate"):
+            call("a \ud83c kite")
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_a_blank_negative_gets_no_metadata(make, blank):
+    assert make(negative_metadata="same").tokenize_negative(blank).text == blank

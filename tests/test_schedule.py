@@ -254,10 +254,13 @@ def test_add_noise_at_both_ends():
 
 
 def test_x0_rounds_sigma_to_the_samples_dtype():
-    sample, velocity = torch.zeros(1), torch.full((1,), -1.0)
-    assert velocity_to_x0(sample, velocity, torch.tensor(0.98725)) == torch.tensor([0.98725])
-    assert velocity_to_x0(sample.bfloat16(), velocity.bfloat16(), torch.tensor(0.98725)).item() == 0.98828125
-    assert velocity_to_x0(sample.bfloat16(), velocity.bfloat16(), torch.tensor(0.99999)).item() == 1.0
+    velocity, sigma = -torch.arange(1.0, 100.0), torch.tensor(0.98725)
+    sample = torch.zeros_like(velocity)
+    assert torch.equal(velocity_to_x0(sample, velocity, sigma), -sigma * velocity)
+    rounded = velocity_to_x0(sample.bfloat16(), velocity.bfloat16(), sigma)
+    assert torch.equal(rounded, (-0.98828125 * velocity).bfloat16())
+    assert not torch.equal(rounded, (-sigma * velocity).bfloat16())
+    assert velocity_to_x0(torch.ones(1).bfloat16(), torch.ones(1).bfloat16(), torch.tensor(0.99999)) == 0
 
 
 def test_log_snr():

@@ -192,3 +192,15 @@ def test_make_request_uses_the_checkpoints_units():
 def test_make_request_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_request(prompt(5), prompt(3), **arguments)
+
+
+@pytest.mark.parametrize("size", [-16, -5, 0, 1])
+def test_sizes_below_one_latent_name_the_smallest(size):
+    with pytest.raises(ValueError, match="try 16$"):
+        pixel_to_latent_shape(9, size, 1280)
+
+
+def test_a_mask_of_another_length_is_refused():
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(Exception, match="mask|text_mask"):
+        Cosmos3T2VRequest(ids, torch.ones(1, 4, dtype=torch.int64), ids, torch.ones_like(ids), (3, 3, 5))

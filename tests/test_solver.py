@@ -258,3 +258,12 @@ def test_when_the_negative_pass_is_needed(w, at_1, up_to_1):
     assert needs_uncond(w) is at_1
     assert needs_uncond(w, "at 1") is at_1
     assert needs_uncond(w, "up to 1") is up_to_1
+
+
+def test_a_bfloat16_state_is_scaled_in_float32_and_rounded_once():
+    """As PhyAI does it on a GPU: the coefficients are not rounded to bfloat16 before the product."""
+    schedule, sample = flow_schedule(35), torch.linspace(-1, 1, 64).bfloat16()
+    x0 = torch.zeros_like(sample)
+    after = unipc_predict(unipc_init(sample), x0, schedule).sample
+    ratio = schedule.sigmas[1] / schedule.sigmas[0]
+    assert torch.equal(after, (ratio * sample.float()).bfloat16())
