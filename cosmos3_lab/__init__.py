@@ -3,15 +3,8 @@
 The names below are in the order of the story. Start with `load_cosmos3` and `generate`; then call the stages one by one.
 """
 
-from cosmos3_lab.prompt import (
-    Cosmos3Processor,
-    Cosmos3TokenizedPrompt,
-    NegativePrompt,
-    TokenRow,
-    cosmos3_generation_caption,
-    default_negative_prompt,
-    token_table,
-)
+from cosmos3_lab.captions import NegativePrompt, cosmos3_generation_caption, default_negative_prompt
+from cosmos3_lab.prompt import Cosmos3Processor, Cosmos3TokenizedPrompt, TokenRow, token_table
 from cosmos3_lab.sizes import NANO, MediaSpec, effective_num_frames, pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.request import Cosmos3T2VRequest, make_request
 from cosmos3_lab.latents import Latents, init_latents, patchify, unpatchify

@@ -127,7 +127,7 @@ def save_state(path: str | Path, inputs: DenoiseInputs, state: DenoiseState) -> 
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     for name, solver in (("video", state.video), ("sound", state.sound)):
@@ -141,7 +141,7 @@ def save_state(path: str | Path, inputs: DenoiseInputs, state: DenoiseState) -> 
     tensors[TEXT_KEY] = _text_key(inputs)
     metadata = {"format": FORMAT, "step_index": str(state.step_index)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata | _fingerprint(inputs))
+        temporary.write_bytes(save(tensors, metadata | _fingerprint(inputs)))
     return Path(path)
 
 
@@ -161,13 +161,12 @@ def load_state(path: str | Path, inputs: DenoiseInputs) -> DenoiseState:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable state file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by save_state (format {metadata.get('format')!r})")
     differing = [key for key, value in _fingerprint(inputs).items() if metadata.get(key) != value]
-    # Keys differ by rounding on another GPU, and entirely for another checkpoint.
-    if torch.cosine_similarity(tensors[TEXT_KEY], _text_key(inputs), dim=0) < 0.99:
+    if not _same_direction(tensors.pop(TEXT_KEY, None), _text_key(inputs)):
         differing.append("the checkpoint's weights")
     if differing:
         raise ValueError(f"{path} belongs to another run: {', '.join(differing)} differ; prepare the same request and preset")
@@ -191,10 +190,16 @@ def _fingerprint(inputs: DenoiseInputs) -> dict[str, str]:
         "schedule": _digest(inputs.schedule.sigmas, inputs.schedule.timesteps),
         "prompt": _digest(r.text_ids, r.text_mask),
         "negative prompt": _digest(r.neg_text_ids, r.neg_text_mask) if inputs.uncond is not None else "unused",
-        "fps": repr(float(r.fps)),
+        "fps": f"{float(r.fps)!r}, sound latents {r.sound_latent_fps}",
+        "seed": str(r.seed) if r.noise is None else _digest(r.noise.video),
         "guidance_scale": repr(float(inputs.guidance_scale)),
         "precision": ", ".join(
-            (inputs.preset.solver_precision, inputs.preset.guidance_precision, inputs.preset.timestep_precision)
+            (
+                str(inputs.cond.cached_kv[0].k.dtype),
+                inputs.preset.solver_precision,
+                inputs.preset.guidance_precision,
+                inputs.preset.timestep_precision,
+            )
         ),
     }
 
@@ -202,6 +207,11 @@ def _fingerprint(inputs: DenoiseInputs) -> dict[str, str]:
 def _text_key(inputs: DenoiseInputs) -> Tensor:
     """The last text token's keys in the last layer: a few numbers that every UND weight has a part in."""
     return inputs.cond.cached_kv[-1].k[-1].float().cpu().flatten()
+
+
+def _same_direction(saved: Tensor | None, ours: Tensor) -> bool:
+    """Text keys differ by rounding on another GPU, and entirely for another checkpoint."""
+    return saved is not None and saved.shape == ours.shape and bool(torch.cosine_similarity(saved, ours, dim=0) > 0.99)
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -9,25 +9,23 @@ no `lm_head`, no action heads, no sound weights for silent runs, no VAE encoder 
 Read next: `denoise.py`.
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from cosmos3_lab.configs import read_fields
 from cosmos3_lab.memory import Movable, Placement, WeightSizes, choose_placement
-from cosmos3_lab.presets import get_preset
+from cosmos3_lab.settings import CheckpointConfigs, Defaults, media_spec, read_configs
 from cosmos3_lab.sizes import MediaSpec
-from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
+from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
-from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
-from cosmos3_lab.weights import CheckpointError, find_tensors, load_weights, without
+from cosmos3_lab.video_vae import VideoVAE
+from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.
 SKIP_TRANSFORMER = ("lm_head.", "norm.", "action_")
@@ -36,29 +34,6 @@ SKIP_VAE_ENCODER = ("encoder.", "quant_conv.")
 SKIP_AVAE_ENCODER = ("encoder.",)
 
 COMPONENTS = ("transformer", "vae", "text_tokenizer", "sound_tokenizer", "scheduler")
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Settings that a checkpoint was made for (`cosmos3_lab.json`); these are Nano's.
-
-    Attributes:
-        num_frames, height, width, fps, num_inference_steps, guidance_scale, preset: see `generate`.
-        flow_shift: None leaves it to the preset.
-        example_prompts: prompts that this checkpoint follows well.
-        name: of the checkpoint.
-    """
-
-    num_frames: int = 189
-    height: int = 720
-    width: int = 1280
-    fps: float = 24.0
-    num_inference_steps: int = 35
-    guidance_scale: float = 6.0
-    flow_shift: float | None = None
-    preset: str = "native"
-    example_prompts: tuple[str, ...] = ("A red sports car driving along a coastal road at sunset.",)
-    name: str = "Cosmos3"
 
 
 @dataclass(frozen=True)
@@ -174,56 +149,33 @@ def load_cosmos3(
     begin = time.perf_counter()
     folder, device = _resolve_folder(folder), _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
+    vae_dtype, sound_dtype = (_resolve_dtype(dtype if d is None else d, device) for d in (vae_dtype, sound_dtype))
     configs = read_configs(folder)
-    config, vae_config = configs.transformer, configs.vae
-    has_sound = config.sound_gen and configs.sound is not None
-    if load_sound and not has_sound:
-        lack = "sound_gen is false in transformer/config.json" if not config.sound_gen else "there is no sound_tokenizer folder"
+    if load_sound and not configs.has_sound:
+        no_heads = not configs.transformer.sound_gen
+        lack = "sound_gen is false in transformer/config.json" if no_heads else "there is no sound_tokenizer folder"
         raise CheckpointError(f"got load_sound=True, but {folder} has no sound ({lack}); load it without")
-    with_sound = has_sound if load_sound is None else load_sound
-    with torch.device("meta"):
-        transformer = Cosmos3Transformer(config, with_sound=with_sound)
-        vae = VideoVAE(vae_config, with_encoder=load_encoder)
-        avae = SoundAVAE(configs.sound) if with_sound else None
-
-    skip_transformer = SKIP_TRANSFORMER + (() if with_sound else SKIP_SOUND_HEADS)
-    skip_vae = () if load_encoder else SKIP_VAE_ENCODER
-    tensors = {name: find_tensors(folder / name) for name in ("transformer", "vae")}
-    tensors |= {"sound_tokenizer": find_tensors(folder / "sound_tokenizer")} if with_sound else {}
-    decoder_dtypes = (vae_dtype or dtype, sound_dtype or dtype)
-    placement = choose_placement(placement, _sizes(transformer, vae, avae, dtype, decoder_dtypes), device)
-    home = device if placement == "resident" else torch.device("cpu")
-
-    load_weights(
-        transformer,
-        tensors["transformer"],
-        component="transformer",
-        device=home,
-        dtype=dtype,
-        skip=skip_transformer,
-        sources=lambda name: (name.split(".", 1)[1],),  # without the tower's name
-        float32=lambda name: ".time_embedder." in name,
-    )
-    load_weights(vae, tensors["vae"], component="vae", device=device, dtype=decoder_dtypes[0], skip=skip_vae)
-    if avae is not None:
-        load_weights(
-            avae,
-            tensors["sound_tokenizer"],
-            component="sound_tokenizer",
-            device=device,
-            dtype=decoder_dtypes[1],
-            skip=SKIP_AVAE_ENCODER,
-            sources=_weight_norm_sources,
-        )
-    skips = {"transformer": skip_transformer, "vae": skip_vae, "sound_tokenizer": SKIP_AVAE_ENCODER}
-    read = [info for name, group in tensors.items() for info in without(group.values(), skips[name])]
+    with_sound = configs.has_sound if load_sound is None else load_sound
+    parts = plan_components(configs, with_sound=with_sound, with_encoder=load_encoder)
+    tensors = {name: find_tensors(folder / name) for name in parts}
+    for name, part in parts.items():
+        check_weights(part.module, tensors[name], component=name, sources=part.sources, skip=part.skip)
+    dtypes = {"transformer": dtype, "vae": vae_dtype, "sound_tokenizer": sound_dtype}
+    transformer, vae = parts["transformer"].module, parts["vae"].module
+    avae = parts["sound_tokenizer"].module if with_sound else None
+    placement = choose_placement(placement, _sizes(parts, dtypes), device)
+    cpu = torch.device("cpu")
+    for name, part in parts.items():
+        home = cpu if name == "transformer" and placement == "split" else device
+        load_weights(part.module, tensors[name], sources=part.sources, device=home, dtype=dtypes[name], float32=_is_time_embedder)
+    read = [info for name, part in parts.items() for info in without(tensors[name].values(), part.skip)]
     towers = {"und": transformer.und, "gen": transformer.gen} if placement == "split" else {}
     return Cosmos3Models(
         transformer=transformer,
         vae=vae,
         avae=avae,
         folder=folder,
-        media=media_spec(config, vae_config, configs.sound),
+        media=media_spec(configs),
         defaults=configs.defaults,
         scheduler_config=configs.scheduler,
         device=device,
@@ -235,34 +187,50 @@ def load_cosmos3(
 
 
 @dataclass(frozen=True)
-class CheckpointConfigs:
-    """The parsed settings of a checkpoint folder.
+class Part:
+    """A component that is to be loaded.
 
     Attributes:
-        transformer, vae, sound: of the components; `sound` is None without a sound_tokenizer folder.
-        scheduler: the raw scheduler file, None where there is none.
-        defaults: of `cosmos3_lab.json`, else Nano's.
+        module: on the meta device.
+        sources: from a parameter's name to its names in the file.
+        skip: prefixes of tensors that are not wanted.
     """
 
-    transformer: Cosmos3Config
-    vae: VideoVAEConfig
-    sound: SoundAVAEConfig | None
-    scheduler: Mapping[str, Any] | None
-    defaults: Defaults
+    module: nn.Module
+    sources: Sources
+    skip: tuple[str, ...]
 
 
-def media_spec(config: Cosmos3Config, vae: VideoVAEConfig, sound: SoundAVAEConfig | None) -> MediaSpec:
-    """The checkpoint's units, from its three configs."""
-    has_sound = config.sound_gen and sound is not None
-    return MediaSpec(
-        temporal=vae.scale_factor_temporal,
-        spatial=vae.scale_factor_spatial,
-        channels=config.latent_channel,
-        sampling_rate=sound.sampling_rate if has_sound else MediaSpec.sampling_rate,
-        hop_size=sound.hop_size if has_sound else MediaSpec.hop_size,
-        sound_dim=config.sound_dim if has_sound else None,
-        sound_latent_fps=config.sound_latent_fps,
-    )
+def plan_components(configs: CheckpointConfigs, *, with_sound: bool, with_encoder: bool) -> dict[str, Part]:
+    """The modules that a run needs, by component, without weights.
+
+    Args:
+        configs: of the checkpoint.
+        with_sound: whether the sound projections and the AVAE are wanted.
+        with_encoder: whether the video VAE's encoder is wanted.
+
+    Raises:
+        CheckpointError: the configs ask for sizes that no tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            transformer = Cosmos3Transformer(configs.transformer, with_sound=with_sound)
+            vae = VideoVAE(configs.vae, with_encoder=with_encoder)
+            avae = SoundAVAE(configs.sound) if with_sound else None
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"the config files ask for layers that cannot exist: {error}") from error
+    parts = {
+        # The file's names lack the tower's name in front.
+        "transformer": Part(
+            transformer,
+            lambda name: (name.split(".", 1)[1],),
+            SKIP_TRANSFORMER + (() if with_sound else SKIP_SOUND_HEADS),
+        ),
+        "vae": Part(vae, lambda name: (name,), () if with_encoder else SKIP_VAE_ENCODER),
+    }
+    if avae is not None:
+        parts["sound_tokenizer"] = Part(avae, _weight_norm_sources, SKIP_AVAE_ENCODER)
+    return parts
 
 
 # ------------------------------------------------------------------------------------------------------------ parts
@@ -272,7 +240,7 @@ def _resolve_folder(folder: str | Path | None) -> Path:
     folder = os.environ.get("COSMOS3_CHECKPOINT") if folder is None else folder
     if not folder:
         raise CheckpointError("got no checkpoint, expected a folder or the environment variable COSMOS3_CHECKPOINT")
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
     for component in COMPONENTS[:3]:
@@ -290,7 +258,7 @@ def _resolve_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"got device {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ValueError(f"got device {str(device)!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -309,74 +277,17 @@ def _resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -
     return dtype
 
 
-def read_configs(folder: Path) -> CheckpointConfigs:
-    """Read and check every settings file of a checkpoint folder.
+def _sizes(parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]) -> WeightSizes:
+    def size(name: str, module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters()) * dtypes[name].itemsize
 
-    Raises:
-        CheckpointError: a file is missing, broken, or contradicts another; names the folder and the field.
-    """
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    try:
-        vae = VideoVAEConfig.from_dict(_read_json(folder / "vae" / "config.json"))
-        transformer = Cosmos3Config.from_dict(
-            _read_json(folder / "transformer" / "config.json"), temporal_compression_factor=vae.scale_factor_temporal
-        )
-        has_sound = (folder / "sound_tokenizer").is_dir()
-        sound = SoundAVAEConfig.from_dict(_read_json(folder / "sound_tokenizer" / "config.json")) if has_sound else None
-        defaults = _read_defaults(folder / "cosmos3_lab.json")
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
-    if sound is not None and transformer.sound_gen:
-        pairs += [
-            ("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim)
-        ]
-    for left, a, right, b in pairs:
-        if a != b:
-            raise CheckpointError(f"{folder}: the {left} is {a} and the {right} is {b}; the components do not belong together")
-    return CheckpointConfigs(transformer, vae, sound, _read_json(scheduler) if scheduler.is_file() else None, defaults)
+    towers = parts["transformer"].module
+    decoders = sum(size(name, part.module) for name, part in parts.items() if name != "transformer")
+    return WeightSizes(size("transformer", towers.und), size("transformer", towers.gen), decoders)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy the whole checkpoint")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy it again")
-    return value
-
-
-def _read_defaults(path: Path) -> Defaults:
-    if not path.is_file():
-        return Defaults()
-    file = _read_json(path)
-    known = {f.name for f in fields(Defaults)} - {"example_prompts", "name"}
-    unknown = sorted(set(file.get("defaults", {})) - known)
-    if unknown:
-        raise CheckpointError(f"{path} has an unknown default {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
-    settings = {"name": path.parent.name, **file, **file.get("defaults", {})}
-    defaults = Defaults(**read_fields(Defaults, settings, file=path.name))
-    get_preset(defaults.preset)
-    return defaults
-
-
-def _sizes(
-    transformer: Cosmos3Transformer,
-    vae: VideoVAE,
-    avae: SoundAVAE | None,
-    dtype: torch.dtype,
-    decoder_dtypes: tuple[torch.dtype, torch.dtype],
-) -> WeightSizes:
-    def size(module: nn.Module | None, dtype: torch.dtype) -> int:
-        return 0 if module is None else sum(p.numel() for p in module.parameters()) * dtype.itemsize
-
-    decoders = size(vae, decoder_dtypes[0]) + size(avae, decoder_dtypes[1])
-    return WeightSizes(size(transformer.und, dtype), size(transformer.gen, dtype), decoders)
+def _is_time_embedder(name: str) -> bool:
+    return ".time_embedder." in name
 
 
 def _weight_norm_sources(name: str) -> tuple[str, ...]:

@@ -104,11 +104,16 @@ def generate(
                 name="video_with_sound.mp4" if sound else "video.mp4",
             )
     m = result.manifest
+    negative = (
+        "not needed"
+        if m["negative_text_tokens"] is None
+        else f"{m['negative_prompt_source']}, {m['negative_text_tokens']} tokens"
+    )
     shift = "" if m["flow_shift"] is None else f" (shift {m['flow_shift']:g})"
     console.print(
         f"{m['num_frames']} frames {m['height']}x{m['width']} at {m['fps']:g} fps, {m['num_inference_steps']} steps, "
         f"guidance {m['guidance_scale']:g}, {m['schedule']}{shift}, preset {m['preset']}, seed {m['seed']}, "
-        f"{m['text_tokens']} prompt tokens, {m['negative_text_tokens']} negative",
+        f"{m['text_tokens']} prompt tokens; negative prompt: {negative}",
         highlight=False,
         soft_wrap=True,
     )
@@ -135,7 +140,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) 
         read_for = ", ".join(kind for kind, used in (("T2V", g.t2v), ("T2AV", g.t2av)) if used)
         table.add_row(g.name, str(g.tensors), f"{g.parameters:,}", f"{g.nbytes / GB:.3f}", ", ".join(g.dtypes), read_for)
     console.print(table)
-    for kind, with_sound in (("T2V", False), ("T2AV", True)):
+    for kind, with_sound in (("T2V", False), ("T2AV", True))[: 1 + report.has_sound]:
         parameters, nbytes = report.needed(with_sound=with_sound)
         console.print(f"{kind} reads {parameters:,} parameters, {nbytes / GB:.3f} GB", highlight=False, soft_wrap=True)
     if report.defaults is not None:
@@ -161,7 +166,9 @@ class _one_line_errors:  # noqa: N801  (reads as a statement where it is used)
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | OSError | MemoryError):
+        import torch
+
+        if isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError):
             Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 

@@ -2,26 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from math import isfinite
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+LARGEST = 2**31  # no size, rate or count in a config comes near it
 
-def read_fields(cls: type, config: Mapping[str, Any], *, file: str) -> dict[str, Any]:
+
+def read_fields(cls: type, config: Mapping[str, Any], *, file: str, signed: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values of `config` that are fields of the dataclass `cls`; null and absent keys are left to the defaults.
 
     Args:
         cls: a dataclass whose fields are int, float, bool, str, a tuple of those, or one of them or None.
         config: the parsed JSON object.
         file: its name, for messages.
+        signed: fields whose numbers may be zero or negative; all others must be above zero.
 
     Raises:
-        ValueError: a value has another type; names file and key.
+        ValueError: a value has another type or is out of range; names file and key.
     """
-    return {
-        f.name: _checked(config[f.name], f.type, f"{file} has {f.name} = {config[f.name]!r}")
-        for f in fields(cls)
-        if config.get(f.name) is not None
-    }
+    found = {}
+    for f in fields(cls):
+        if config.get(f.name) is not None:
+            what = f"{file} has {f.name} = {repr(config[f.name])[:100]}"
+            found[f.name] = _checked(config[f.name], f.type, what)
+            for number in found[f.name] if isinstance(found[f.name], tuple) else (found[f.name],):
+                _check_range(number, what, signed=f.name in signed)
+    return found
+
+
+def _check_range(value: Any, what: str, *, signed: bool) -> None:  # noqa: ANN401  (JSON values)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not isfinite(value) or abs(value) > LARGEST or (value <= 0 and not signed):
+        raise ValueError(f"{what}, expected {'a number' if signed else 'a number above 0'} and not beyond {LARGEST}")
 
 
 def _checked(value: Any, wanted: Any, what: str) -> Any:  # noqa: ANN401  (JSON values)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable
@@ -143,7 +144,9 @@ def generate(
         out=out,
         name=name,
     )
-    manifest = {"prompt": prompt, "negative_prompt": negative_prompt, **result.manifest}
+    negative = resolve_negative_prompt(negative_prompt, preset.negative_default, models.folder)
+    texts = {"prompt": prompt, "negative_prompt": negative.text, "negative_prompt_source": negative.source}
+    manifest = {**texts, **result.manifest}
     return replace(result, manifest=manifest, timings={**result.timings, **timer.seconds})
 
 
@@ -234,6 +237,10 @@ def run_request(
 
     Arguments and errors as in `generate`; the prompt is already in the request.
     """
+    if keep not in get_args(Keep):
+        raise ValueError(f"got keep={keep!r}, expected one of {', '.join(get_args(Keep))}")
+    if Path(name).suffix != ".mp4" or Path(name).name != name:
+        raise ValueError(f"got name {name!r}, expected a file name that ends in .mp4, without a folder")
     if out is not None:
         check_writable(out)  # before the hours of work, not after
     timer = _Timer(models.device)

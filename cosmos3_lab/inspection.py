@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos3_lab.captions import default_negative_prompt
 from cosmos3_lab.checkpoint import (
     COMPONENTS,
     SKIP_AVAE_ENCODER,
     SKIP_SOUND_HEADS,
     SKIP_TRANSFORMER,
     SKIP_VAE_ENCODER,
-    Defaults,
-    read_configs,
+    plan_components,
 )
-from cosmos3_lab.prompt import default_negative_prompt
-from cosmos3_lab.weights import CheckpointError, TensorInfo, find_tensors, without
+from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs
+from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class CheckpointReport:
         problems: what keeps it from being loaded, empty for a good checkpoint.
         notes: what is worth knowing.
         defaults: its default settings, None where they cannot be read.
+        has_sound: whether T2AV can be asked for.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class CheckpointReport:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     defaults: Defaults | None
+    has_sound: bool
 
     def needed(self, *, with_sound: bool) -> tuple[int, int]:
         """`(parameters, bytes in the files)` that a run reads."""
@@ -81,31 +83,38 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
         raise CheckpointError(f"{folder} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
     present = tuple(c for c in COMPONENTS if (folder / c).is_dir())
     problems = [f"{c}/ is missing" for c in COMPONENTS[:3] if c not in present]
+    if "text_tokenizer" in present and not (folder / "text_tokenizer" / "tokenizer.json").is_file():
+        problems.append("text_tokenizer/tokenizer.json is missing")
     groups: list[Group] = []
+    tensors: dict[str, dict[str, TensorInfo]] = {}
     for component, split in (("transformer", _transformer_groups), ("vae", _vae_groups), ("sound_tokenizer", _sound_groups)):
         if component in present:
             try:
-                groups += split(find_tensors(folder / component))
+                tensors[component] = find_tensors(folder / component)
+                groups += split(tensors[component])
             except CheckpointError as error:
                 problems.append(str(error))
-    defaults, notes = None, []
+    configs, notes = None, []
     try:
         configs = read_configs(folder)
-    except CheckpointError as error:
-        problems += [str(error)] if not problems else []
-    else:
-        defaults = configs.defaults
-        notes = _notes(folder, has_sound=configs.sound is not None and configs.transformer.sound_gen, scheduler=configs.scheduler)
-    return CheckpointReport(folder, present, tuple(groups), tuple(problems), tuple(notes), defaults)
+        notes = _notes(folder, configs)
+        for name, part in plan_components(configs, with_sound=configs.has_sound, with_encoder=False).items():
+            if name in tensors:
+                check_weights(part.module, tensors[name], component=name, sources=part.sources, skip=part.skip)
+    except ValueError as error:  # CheckpointError, or a broken negative prompt
+        problems.append(str(error))
+    defaults = None if configs is None else configs.defaults
+    has_sound = configs is not None and configs.has_sound
+    return CheckpointReport(folder, present, tuple(groups), tuple(problems), tuple(notes), defaults, has_sound)
 
 
-def _notes(folder: Path, *, has_sound: bool, scheduler: object) -> list[str]:
+def _notes(folder: Path, configs: CheckpointConfigs) -> list[str]:
     notes = []
-    if not has_sound:
+    if not configs.has_sound:
         notes.append("no sound: T2AV needs sound_tokenizer/ and sound_gen")
-    if scheduler is None:
+    if configs.scheduler is None:
         notes.append('no scheduler file: schedule "auto" is not available')
-    elif scheduler.get("use_karras_sigmas"):
+    elif configs.scheduler.get("use_karras_sigmas"):
         notes.append('the scheduler file asks for Karras sigmas; only schedule "auto" follows it')
     negative = default_negative_prompt(folder)
     same = "the same text as" if negative.is_reference else "not the text of"

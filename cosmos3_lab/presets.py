@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from cosmos3_lab.captions import Metadata, NegativeDefault, NegativeMetadata
 from cosmos3_lab.latents import NoiseSource
-from cosmos3_lab.prompt import Metadata, NegativeDefault, NegativeMetadata
 from cosmos3_lab.schedule import (
     FLOW_VARIANTS,
     Schedule,

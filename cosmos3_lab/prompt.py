@@ -1,39 +1,32 @@
 """The first arrow: a sentence becomes token ids.
 
-The user's text gets metadata (duration, frame rate, size, in words), is wrapped in the checkpoint's own chat template,
-and is tokenized; then come two boundary tokens, the end-of-turn `<|im_end|>` and `<|vision_start|>`, after which the
-model was trained to see media. The negative prompt goes the same way with its own rules. The three reference
-implementations disagree on those rules (`presets.py`), so each rule is a named choice here.
+The user's text gets metadata (`captions.py`), is wrapped in the checkpoint's own chat template, and is tokenized; then come
+two boundary tokens, the end-of-turn `<|im_end|>` and `<|vision_start|>`, after which the model was trained to see media. The
+negative prompt goes the same way with rules of its own.
 
 Read next: `request.py` (what else is asked for), `transformer.py` (what reads the ids).
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from cosmos3_lab.captions import (
+    Clip,
+    Metadata,
+    NegativeDefault,
+    NegativeMetadata,
+    Segment,
+    negative_segments,
+    positive_segments,
+    resolve_negative_prompt,
+)
 from cosmos3_lab.sizes import check_fps, effective_num_frames
-
-Metadata = Literal["inject", "sentences", "none"]
-NegativeMetadata = Literal["none", "same", "inverse"]
-NegativeDefault = Literal["structured", "empty"]
-
-DURATION = "The video is {duration:.1f} seconds long and is of {fps:.0f} FPS."
-RESOLUTION = "This {medium} is of {height}x{width} resolution."  # height first, as the model was trained
-INVERSE_DURATION = "The video is not {duration:.1f} seconds long and is not of {fps:.0f} FPS."
-INVERSE_RESOLUTION = "This {medium} is not of {height}x{width} resolution."
-
-# sha256 of `json.dumps(...)` of the negative prompt that PhyAI and NVIDIA's framework bundle. The text itself is not part
-# of this project; the hash says whether a checkpoint ships the same one.
-REFERENCE_NEGATIVE_SHA256 = "66fc51e1267bacb290659a84717bc72a859e09d0cd021e74b25847bdcd8e72db"
 
 VISION_START = "<|vision_start|>"
 
@@ -57,29 +50,6 @@ class Cosmos3TokenizedPrompt:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A piece of the user text. `role` is "prompt" (written by the user) or "metadata" (added by a rule)."""
-
-    role: Literal["prompt", "metadata"]
-    text: str
-
-
-@dataclass(frozen=True)
-class NegativePrompt:
-    """What `negative_prompt=None` means for a checkpoint.
-
-    Attributes:
-        text: the negative prompt.
-        source: the file that it came from, in words.
-        is_reference: whether it is, byte for byte, the text that PhyAI and NVIDIA's framework use.
-    """
-
-    text: str
-    source: str
-    is_reference: bool
-
-
-@dataclass(frozen=True)
 class TokenRow:
     """One token, for looking. `role` is "template", "system", "prompt", "metadata" or "boundary"."""
 
@@ -87,51 +57,6 @@ class TokenRow:
     id: int
     string: str
     role: str
-
-
-def default_negative_prompt(checkpoint_dir: str | Path) -> NegativePrompt:
-    """The structured negative prompt of a checkpoint, else the lab's own.
-
-    Args:
-        checkpoint_dir: the checkpoint folder; its `assets/negative_prompt.json` is used when it is there.
-
-    Raises:
-        ValueError: the file is not a JSON object.
-    """
-    path = Path(checkpoint_dir) / "assets" / "negative_prompt.json"
-    if path.is_file():
-        content, source = path.read_text(encoding="utf-8"), f"the checkpoint's {path.parent.name}/{path.name}"
-    else:
-        content = resources.files("cosmos3_lab").joinpath("negative_prompt.json").read_text(encoding="utf-8")
-        source = "the lab's own structured negative prompt"
-    fields = _json_object(content)
-    if fields is None:
-        raise ValueError(f"{path} is not a JSON object; mend or remove the file")
-    text = json.dumps(fields)
-    return NegativePrompt(text, source, sha256(text.encode()).hexdigest() == REFERENCE_NEGATIVE_SHA256)
-
-
-def cosmos3_generation_caption(
-    prompt: str,
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    fps: float,
-    metadata: Metadata = "inject",
-    aspect_ratio: str | None = None,
-) -> str:
-    """The prompt with its duration, frame rate and size.
-
-    Args:
-        prompt: plain text, or a JSON object (the form the model was trained on).
-        num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
-        metadata: "inject" (PhyAI, NVIDIA) writes fields into a JSON object and sentences behind plain text; "sentences"
-            (diffusers) always writes sentences; "none" leaves the prompt as it is.
-        aspect_ratio: for JSON prompts, such as "16,9"; left out when None.
-    """
-    segments = _positive_segments(prompt, _Clip(num_frames, height, width, fps), metadata, aspect_ratio)
-    return "".join(s.text for s in segments)
 
 
 class Cosmos3Processor:
@@ -165,7 +90,7 @@ class Cosmos3Processor:
         negative_default: NegativeDefault = "structured",
     ) -> None:
         check_fps(fps)
-        self.clip = _Clip(effective_num_frames(num_frames), height, width, fps)
+        self.clip = Clip(effective_num_frames(num_frames), height, width, fps)
         self.checkpoint_dir = Path(tokenizer_dir).parent
         self.system_prompt = system_prompt
         self.metadata: Metadata = metadata if append_metadata else "none"
@@ -199,14 +124,13 @@ class Cosmos3Processor:
         _check_text(prompt)
         if not prompt.strip():
             raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
-        return _positive_segments(prompt, self.clip, self.metadata, None)
+        return positive_segments(prompt, self.clip, self.metadata)
 
     def negative_segments(self, negative_prompt: str | None = None) -> tuple[Segment, ...]:
         """The negative user text in pieces; None is this processor's default, "" is empty."""
-        if negative_prompt is None and self.negative_default == "structured":
-            negative_prompt = default_negative_prompt(self.checkpoint_dir).text
-        _check_text(negative_prompt or "")
-        return _negative_segments(negative_prompt or "", self.clip, self.negative_metadata)
+        text = resolve_negative_prompt(negative_prompt, self.negative_default, self.checkpoint_dir).text
+        _check_text(text)
+        return negative_segments(text, self.clip, self.negative_metadata)
 
     def token_table(self, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
         """Every token with its id, string and role, for looking.
@@ -252,90 +176,11 @@ def token_table(processor: Cosmos3Processor, prompt: str | None = None, *, negat
     return processor.token_table(prompt, negative_prompt=negative_prompt)
 
 
-# ------------------------------------------------------------------------------------------------- metadata rules
-
-
-@dataclass(frozen=True)
-class _Clip:
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-
-    @property
-    def seconds(self) -> float:
-        return self.num_frames / self.fps
-
-
-def _sentences(clip: _Clip, duration: str, resolution: str, *, medium: str) -> str:
-    """The duration sentence (not for a still image) and the resolution sentence."""
-    size = resolution.format(medium=medium, height=clip.height, width=clip.width)
-    return size if clip.num_frames == 1 else f"{duration.format(duration=clip.seconds, fps=clip.fps)} {size}"
-
-
-def _positive_segments(prompt: str, clip: _Clip, metadata: Metadata, aspect_ratio: str | None) -> tuple[Segment, ...]:
-    if metadata == "none":
-        return (Segment("prompt", prompt),)
-    if metadata == "sentences":
-        medium = "image" if clip.num_frames == 1 else "video"
-        return _behind(prompt, _sentences(clip, DURATION, RESOLUTION, medium=medium), after_nothing="")
-    fields = _json_object(prompt)
-    if fields is None:
-        return _behind(prompt.strip(), _sentences(clip, DURATION, RESOLUTION, medium="video"), after_nothing=". ")
-    return _injected(fields, _metadata_fields(clip, aspect_ratio), drop=() if clip.num_frames > 1 else ("duration", "fps"))
-
-
-def _negative_segments(text: str, clip: _Clip, metadata: NegativeMetadata) -> tuple[Segment, ...]:
-    if metadata == "inverse":
-        medium = "image" if clip.num_frames == 1 else "video"
-        sentences = _sentences(clip, INVERSE_DURATION, INVERSE_RESOLUTION, medium=medium)
-        return _behind(text, sentences, after_nothing="")
-    if metadata == "none" or not text.strip():  # "" stays empty: the unconditional prompt of the literature
-        return (Segment("prompt", text),)
-    return _behind(text.strip(), _sentences(clip, DURATION, RESOLUTION, medium="video"), after_nothing=". ")
-
-
-def _behind(text: str, sentences: str, *, after_nothing: str) -> tuple[Segment, ...]:
-    """The references join with '. ' after removing every trailing full stop; they differ when nothing is left."""
-    base = text.rstrip(".")
-    return (Segment("prompt", base), Segment("metadata", (". " if base else after_nothing) + sentences))
-
-
-def _metadata_fields(clip: _Clip, aspect_ratio: str | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if clip.num_frames > 1:
-        fields |= {"duration": f"{int(clip.seconds)}s", "fps": float(clip.fps)}
-    fields["resolution"] = {"H": int(clip.height), "W": int(clip.width)}
-    if aspect_ratio is not None:
-        fields["aspect_ratio"] = aspect_ratio
-    return fields
-
-
-def _injected(prompt: dict[str, Any], added: dict[str, Any], drop: tuple[str, ...]) -> tuple[Segment, ...]:
-    """`json.dumps` of the prompt with the added fields (existing keys keep their place), in pieces."""
-    merged = {k: v for k, v in {**prompt, **added}.items() if k in added or k not in drop}
-    segments = [Segment("prompt", "{")]
-    for i, (key, value) in enumerate(merged.items()):
-        comma = ", " if i else ""
-        role: Literal["prompt", "metadata"] = "metadata" if key in added else "prompt"
-        segments.append(Segment(role, f"{comma}{json.dumps(key)}: {json.dumps(value)}"))
-    return (*segments, Segment("prompt", "}"))
-
-
 def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"got a prompt that is not text: character {error.start} is half of a surrogate pair") from error
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """The parsed object, or None for plain text (arrays, numbers and strings count as plain text)."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 # ------------------------------------------------------------------------------------------------------ tokenizer

@@ -138,7 +138,13 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
     for key, value in SUPPORTED_SCHEDULER.items():
         if config.get(key, value) != value:
             raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
-    if config.get("use_karras_sigmas", False):
+    for key in ("sigma_min", "sigma_max", "flow_shift"):
+        if not isinstance(config.get(key, 1.0), int | float | None) or isinstance(config.get(key), bool):
+            raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, expected a number")
+    karras = config.get("use_karras_sigmas", False)
+    if not isinstance(karras, bool):
+        raise ValueError(f"scheduler_config.json has use_karras_sigmas = {karras!r}, expected true or false")
+    if karras:
         if flow_shift is not None:
             raise ValueError(
                 f"got flow_shift {flow_shift:g}, but the checkpoint's scheduler file asks for Karras sigmas, which have no "
@@ -148,7 +154,7 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
         if None in ends.values():
             raise ValueError(f"scheduler_config.json asks for Karras sigmas, expected numbers for {', '.join(ends)}")
         return karras_schedule(n, **ends)
-    shift = float(config.get("flow_shift", 1.0)) if flow_shift is None else flow_shift
+    shift = float(config.get("flow_shift") or 1.0) if flow_shift is None else flow_shift
     return flow_schedule(n, flow_shift=shift, variant="diffusers-flow")
 
 

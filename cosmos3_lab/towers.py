@@ -8,7 +8,7 @@ Read next: `transformer.py`, which runs them. Source: Cosmos3OmniTransformer of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,16 +68,14 @@ class Cosmos3Config:
                 )
         given = {k: v for k, v in config.items() if k not in ("mrope_section", "temporal_compression_factor")}
         known = read_fields(cls, given, file="transformer/config.json")
-        sections = config.get("rope_axes_dim") or (config.get("rope_scaling") or {}).get("mrope_section") or (24, 20, 20)
-        built = cls(**known, mrope_section=tuple(sections), temporal_compression_factor=temporal_compression_factor)
+        rope_scaling = config.get("rope_scaling") or {}
+        sections = config.get("rope_axes_dim") or (isinstance(rope_scaling, dict) and rope_scaling.get("mrope_section"))
+        known |= read_fields(cls, {"mrope_section": sections or None}, file="transformer/config.json")
+        built = cls(**known, temporal_compression_factor=temporal_compression_factor)
         built._check(config.get("patch_latent_dim", built.patch_latent_dim))
         return built
 
     def _check(self, patch_latent_dim: int) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                raise ValueError(f"transformer/config.json has {field.name} = {value}, expected a number above 0")
         if patch_latent_dim != self.patch_latent_dim:
             raise ValueError(
                 f"transformer/config.json has patch_latent_dim = {patch_latent_dim}, expected latent_patch_size ** 2 * "

@@ -51,7 +51,7 @@ class VideoVAEConfig:
         """
         if not config.get("is_residual", False) or config.get("attn_scales"):
             raise ValueError("vae/config.json is not a Wan 2.2 VAE (expected is_residual true and attn_scales empty)")
-        known = read_fields(cls, config, file="vae/config.json")
+        known = read_fields(cls, config, file="vae/config.json", signed=("latents_mean",))
         built = cls(**{"decoder_base_dim": known.get("base_dim", cls.base_dim), **known})
         built._check()
         return built
@@ -61,6 +61,8 @@ class VideoVAEConfig:
             raise ValueError(f"vae/config.json: expected {self.z_dim} numbers in latents_mean and latents_std")
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
             raise ValueError("vae/config.json: expected one temperal_downsample fewer than dim_mult")
+        if not self.in_channels == self.out_channels == 3 * self.patch_size**2:
+            raise ValueError(f"vae/config.json: expected in_channels and out_channels of {3 * self.patch_size**2}")
         spatial = self.patch_size * 2 ** len(self.temperal_downsample)
         temporal = 2 ** sum(self.temperal_downsample)
         if (spatial, temporal) != (self.scale_factor_spatial, self.scale_factor_temporal):

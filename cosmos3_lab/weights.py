@@ -112,37 +112,54 @@ def read_header(path: Path) -> list[TensorInfo]:
     return [info for info, _, _ in entries]
 
 
-def load_weights(
-    module: nn.Module,
-    tensors: Mapping[str, TensorInfo],
-    *,
-    component: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    skip: tuple[str, ...] = (),
-    sources: Callable[[str], tuple[str, ...]] = lambda name: (name,),
-    float32: Callable[[str], bool] = lambda name: False,
+# From a parameter's name to the names in the file: one, or two for weight norm (`weight_g`, `weight_v`).
+Sources = Callable[[str], tuple[str, ...]]
+
+
+def check_weights(
+    module: nn.Module, tensors: Mapping[str, TensorInfo], *, component: str, sources: Sources, skip: tuple[str, ...]
 ) -> None:
-    """Fill a module that was built on the meta device, strictly, reading each needed tensor straight to the device.
+    """Compare a component's tensors with the module that they are for, by name and shape; reads no data.
 
     Args:
         module: built under `torch.device("meta")`.
         tensors: of the component, from `find_tensors`.
         component: its name, for messages.
+        sources: from a parameter's name to its names in the file.
+        skip: prefixes of tensors that may be in the file and are not wanted.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, or of another shape.
+    """
+    needed = {name: sources(name) for name, _ in module.named_parameters()}
+    _check_names(component, {s for group in needed.values() for s in group}, tensors, skip)
+    for name, parameter in module.named_parameters():
+        _check_shapes(component, tuple(parameter.shape), [tensors[s] for s in needed[name]])
+
+
+def load_weights(
+    module: nn.Module,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    sources: Sources,
+    device: torch.device,
+    dtype: torch.dtype,
+    float32: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Fill a module that was built on the meta device, reading each needed tensor straight to the device.
+
+    Args:
+        module: built under `torch.device("meta")`.
+        tensors: of the component, checked with `check_weights`.
+        sources: see `check_weights`.
         device, dtype: where the weights go and as what. On the CPU, tensors that are stored as `dtype` stay mapped to the
             file and take no memory of their own.
-        skip: prefixes of tensors that may be in the file and are not wanted.
-        sources: from a parameter's name to the names in the file: one, or two for weight norm (`weight_g`, `weight_v`).
         float32: whether a parameter stays in float32 whatever `dtype` is.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, or of another shape. Checked before anything is read.
+        CheckpointError: a file cannot be read.
     """
-    parameters = dict(module.named_parameters())
-    needed = {name: sources(name) for name in parameters}
-    _check_names(component, {s for group in needed.values() for s in group}, tensors, skip)
-    for name, group in needed.items():
-        _check_shapes(component, tuple(parameters[name].shape), [tensors[s] for s in group])
+    needed = {name: sources(name) for name, _ in module.named_parameters()}
     read = _Reader(device)
     state: dict[str, Tensor] = {}
     for name in sorted(needed, key=lambda n: str(tensors[needed[n][0]].file)):  # file by file
@@ -206,6 +223,8 @@ def _entry(path: Path, name: str, value: object) -> tuple[TensorInfo, int, int]:
         shape, dtype = tuple(value["shape"]), value["dtype"]
         if not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
             raise ValueError("a shape or an offset is not a whole number")
+        if not isinstance(dtype, str):
+            raise TypeError("the dtype is not a name")
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for {name!r} is broken ({error!r}); copy the file again") from error
     if dtype not in DTYPES:

@@ -6,12 +6,14 @@ import torch
 from cosmos3_lab import load_cosmos3
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
 
+torch.set_num_threads(1)  # small tensors: a second thread only waits, most of all on a busy machine
+
 
 def pytest_collection_modifyitems(items):
     """Skip GPU tests where there is no GPU, visibly."""
     if not torch.cuda.is_available():
         for item in items:
-            if "cuda" in item.keywords:
+            if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
 
 

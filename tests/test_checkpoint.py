@@ -432,7 +432,8 @@ ROPE = {"mrope_interleaved": True, "rope_type": "default"}
         ("vae", {"latents_std": 1.0}, ["latents_std", "list"]),
         ("vae", {"temperal_downsample": [True, True]}, ["temperal_downsample"]),
         ("vae", {"temperal_downsample": [True, True, True]}, ["8x in time", "4x"]),
-        ("vae", {"patch_size": 4}, ["32x in space", "16x"]),
+        ("vae", {"patch_size": 4, "in_channels": 48, "out_channels": 48}, ["32x in space", "16x"]),
+        ("vae", {"in_channels": 24}, ["in_channels", "12"]),
         ("vae", {"scale_factor_spatial": 8}, ["16x in space", "8x"]),
         ("vae", {"decoder_base_dim": "16"}, ["decoder_base_dim", "int"]),
         ("vae", {"decoder_base_dim": 32}, [SINGLE, "decoder.conv_in.weight"]),
@@ -590,7 +591,9 @@ def test_inspect_lists_a_wrong_architecture(folder):
 def test_inspect_of_an_empty_folder_is_all_problems(tmp_path):
     report = inspect_checkpoint(tmp_path)
     assert (report.present, report.groups) == ((), ())
-    assert len(report.problems) == 3
+    assert [p for p in report.problems if "is missing" in p][:3] == [
+        f"{name}/ is missing" for name in ("transformer", "vae", "text_tokenizer")
+    ]
     assert report.needed(with_sound=True) == (0, 0)
 
 

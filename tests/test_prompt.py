@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosmos3_lab import Cosmos3Processor, cosmos3_generation_caption, default_negative_prompt, token_table
-from cosmos3_lab.prompt import DURATION, INVERSE_DURATION, INVERSE_RESOLUTION, RESOLUTION
+from cosmos3_lab.captions import DURATION, INVERSE_DURATION, INVERSE_RESOLUTION, RESOLUTION
 
 CLIP = {"num_frames": 189, "height": 720, "width": 1280, "fps": 24.0}
 STILL = {**CLIP, "num_frames": 1}

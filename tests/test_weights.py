@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cosmos3_lab.weights import INDEX, SINGLE, CheckpointError, find_tensors, load_weights, read_header, without
+from cosmos3_lab.weights import INDEX, SINGLE, CheckpointError, check_weights, find_tensors, load_weights, read_header, without
 
 CPU = torch.device("cpu")
 GOOD = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
@@ -206,7 +206,7 @@ def test_symlinked_shards_are_read(sharded, tmp_path):
         (snapshot / file.name).symlink_to(Path("../blobs") / str(i))
     assert sorted(find_tensors(snapshot)) == ["a", "b"]
     module = nn.ParameterDict({"a": torch.empty(2, 3, device="meta"), "b": torch.empty(4, device="meta")})
-    load_weights(module, find_tensors(snapshot), component="x", device=CPU, dtype=torch.float32)
+    load_weights(module, find_tensors(snapshot), sources=own_name, device=CPU, dtype=torch.float32)
     assert torch.equal(module["a"], GOOD["a"])
 
 
@@ -304,7 +304,7 @@ def test_a_missing_folder_is_named(tmp_path):
     refused(str(tmp_path / "vae"), "missing", call=lambda: find_tensors(tmp_path / "vae"))
 
 
-# ------------------------------------------------------------------------------------------------------- load_weights
+# ----------------------------------------------------------------------------------------- check_weights, load_weights
 
 
 @pytest.fixture
@@ -313,10 +313,15 @@ def layer():
         return nn.Linear(3, 2)
 
 
-def load(layer, folder, tensors, **knobs):
+def own_name(name):
+    return (name,)
+
+
+def load(layer, folder, tensors, *, component="vae", skip=(), sources=own_name, dtype=torch.float32, **knobs):
     save_file(tensors, folder / SINGLE)
-    settings = {"component": "vae", "device": CPU, "dtype": torch.float32} | knobs
-    load_weights(layer, find_tensors(folder), **settings)
+    found = find_tensors(folder)
+    check_weights(layer, found, component=component, sources=sources, skip=skip)
+    load_weights(layer, found, sources=sources, device=CPU, dtype=dtype, **knobs)
 
 
 LINEAR = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.0, 2.0])}
@@ -390,12 +395,12 @@ def test_a_file_that_shrinks_while_loading_is_named(layer, tmp_path):
     save_file(LINEAR, tmp_path / SINGLE)
     tensors = find_tensors(tmp_path)
     (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:-1])
-    refused(str(tmp_path / SINGLE), call=lambda: load_weights(layer, tensors, component="vae", device=CPU, dtype=torch.float32))
+    refused(str(tmp_path / SINGLE), call=lambda: load_weights(layer, tensors, sources=own_name, device=CPU, dtype=torch.float32))
 
 
 def test_a_layer_split_over_two_shards_is_loaded(layer, tmp_path):
     for name, tensor in LINEAR.items():
         save_file({name: tensor}, tmp_path / f"{name}.safetensors")
     write_index(tmp_path, {name: f"{name}.safetensors" for name in LINEAR})
-    load_weights(layer, find_tensors(tmp_path), component="vae", device=CPU, dtype=torch.float32)
+    load_weights(layer, find_tensors(tmp_path), sources=own_name, device=CPU, dtype=torch.float32)
     assert torch.equal(layer.weight, LINEAR["weight"])

@@ -1,0 +1,136 @@
+"""What the JSON files of a checkpoint folder say, read and checked before any weight is.
+
+Read next: `checkpoint.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cosmos3_lab.configs import read_fields
+from cosmos3_lab.presets import get_preset
+from cosmos3_lab.sizes import MediaSpec
+from cosmos3_lab.sound_avae import SoundAVAEConfig
+from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.video_vae import VideoVAEConfig
+from cosmos3_lab.weights import CheckpointError
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings that a checkpoint was made for (`cosmos3_lab.json`); these are Nano's.
+
+    Attributes:
+        num_frames, height, width, fps, num_inference_steps, guidance_scale, preset: see `generate`.
+        flow_shift: None leaves it to the preset.
+        example_prompts: prompts that this checkpoint follows well.
+        name: of the checkpoint.
+    """
+
+    num_frames: int = 189
+    height: int = 720
+    width: int = 1280
+    fps: float = 24.0
+    num_inference_steps: int = 35
+    guidance_scale: float = 6.0
+    flow_shift: float | None = None
+    preset: str = "native"
+    example_prompts: tuple[str, ...] = ("A red sports car driving along a coastal road at sunset.",)
+    name: str = "Cosmos3"
+
+
+@dataclass(frozen=True)
+class CheckpointConfigs:
+    """The parsed settings of a checkpoint folder.
+
+    Attributes:
+        transformer, vae, sound: of the components; `sound` is None without a sound_tokenizer folder.
+        scheduler: the raw scheduler file, None where there is none.
+        defaults: of `cosmos3_lab.json`, else Nano's.
+    """
+
+    transformer: Cosmos3Config
+    vae: VideoVAEConfig
+    sound: SoundAVAEConfig | None
+    scheduler: Mapping[str, Any] | None
+    defaults: Defaults
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether T2AV can be asked for: the transformer has sound heads and the AVAE is there."""
+        return self.transformer.sound_gen and self.sound is not None
+
+
+def media_spec(configs: CheckpointConfigs) -> MediaSpec:
+    """The checkpoint's units."""
+    config, vae, sound = configs.transformer, configs.vae, configs.sound if configs.has_sound else None
+    return MediaSpec(
+        temporal=vae.scale_factor_temporal,
+        spatial=vae.scale_factor_spatial,
+        channels=config.latent_channel,
+        sampling_rate=MediaSpec.sampling_rate if sound is None else sound.sampling_rate,
+        hop_size=MediaSpec.hop_size if sound is None else sound.hop_size,
+        sound_dim=None if sound is None else config.sound_dim,
+        sound_latent_fps=config.sound_latent_fps,
+    )
+
+
+def read_configs(folder: Path) -> CheckpointConfigs:
+    """Read and check every settings file of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or contradicts another; names the folder and the field.
+    """
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    try:
+        vae = VideoVAEConfig.from_dict(_read_json(folder / "vae" / "config.json"))
+        transformer = Cosmos3Config.from_dict(
+            _read_json(folder / "transformer" / "config.json"), temporal_compression_factor=vae.scale_factor_temporal
+        )
+        has_sound = (folder / "sound_tokenizer").is_dir()
+        sound = SoundAVAEConfig.from_dict(_read_json(folder / "sound_tokenizer" / "config.json")) if has_sound else None
+        defaults = _read_defaults(folder / "cosmos3_lab.json")
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
+    if sound is not None and transformer.sound_gen:
+        pairs += [
+            ("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim)
+        ]
+    for left, a, right, b in pairs:
+        if a != b:
+            raise CheckpointError(f"{folder}: the {left} is {a} and the {right} is {b}; the components do not belong together")
+    return CheckpointConfigs(transformer, vae, sound, _read_json(scheduler) if scheduler.is_file() else None, defaults)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy the whole checkpoint")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); copy it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy it again")
+    return value
+
+
+def _read_defaults(path: Path) -> Defaults:
+    if not path.is_file():
+        return Defaults()
+    file = _read_json(path)
+    settings, about = file.get("defaults", {}), ("name", "example_prompts")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} has defaults that are not a JSON object")
+    known = {f.name for f in fields(Defaults)} - set(about)
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise CheckpointError(f"{path} has an unknown default {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
+    given = {"name": path.parent.name} | {key: file[key] for key in about if key in file} | settings
+    defaults = Defaults(**read_fields(Defaults, given, file=path.name, signed=("guidance_scale",)))
+    get_preset(defaults.preset)
+    return defaults
