@@ -1,4 +1,4 @@
-"""A folder in the Cosmos3-Nano layout becomes `Cosmos3Models`: the same code for pico and for the 16B model.
+"""A folder in the Cosmos3-Nano layout becomes `Cosmos3Models`: the same code for a small one and for the 16B model.
 
     transformer/  vae/  text_tokenizer/      always          scheduler/  assets/  cosmos3_lab.json   where present
     sound_tokenizer/                         for T2AV
@@ -9,23 +9,22 @@ no `lm_head`, no action heads, no sound weights for silent runs, no VAE encoder 
 Read next: `denoise.py`.
 """
 
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from cosmos3_lab.memory import Movable, Placement, WeightSizes, choose_placement
-from cosmos3_lab.settings import CheckpointConfigs, Defaults, media_spec, read_configs
-from cosmos3_lab.sizes import MediaSpec
+from cosmos3_lab.memory import MemoryNeed, Movable, Placement, choose_placement, working_room
+from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs, resolve_folder
+from cosmos3_lab.sizes import MediaSpec, pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE
-from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, load_weights, without
+from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, fingerprint, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.
 SKIP_TRANSFORMER = ("lm_head.", "norm.", "action_")
@@ -33,10 +32,8 @@ SKIP_SOUND_HEADS = ("audio_",)
 SKIP_VAE_ENCODER = ("encoder.", "quant_conv.")
 SKIP_AVAE_ENCODER = ("encoder.",)
 
-COMPONENTS = ("transformer", "vae", "text_tokenizer", "sound_tokenizer", "scheduler")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cosmos3Models:
     """The weights of one checkpoint, on one device. Use it as a context manager, or call `close()`.
 
@@ -44,10 +41,8 @@ class Cosmos3Models:
         transformer: both towers, `.und` and `.gen`.
         vae: video decoder, and its encoder where asked for.
         avae: sound decoder, None for silent runs.
-        folder: where it was loaded from.
-        media: the checkpoint's units.
-        defaults: its default settings.
-        scheduler_config: its scheduler file, None where there is none.
+        configs: the checkpoint's settings.
+        fingerprint: of the transformer's files, to recognise them again.
         device: where the work happens.
         placement: "resident" or "split".
         load_seconds, load_bytes: how long loading took, and how much was read.
@@ -56,10 +51,8 @@ class Cosmos3Models:
     transformer: Cosmos3Transformer
     vae: VideoVAE
     avae: SoundAVAE | None
-    folder: Path
-    media: MediaSpec
-    defaults: Defaults
-    scheduler_config: Mapping[str, Any] | None
+    configs: CheckpointConfigs
+    fingerprint: str
     device: torch.device
     placement: Placement
     load_seconds: float = 0.0
@@ -67,14 +60,29 @@ class Cosmos3Models:
     _towers: dict[str, Movable] = field(default_factory=dict, repr=False)
 
     @property
+    def folder(self) -> Path:
+        """Where it was loaded from."""
+        return self.configs.folder
+
+    @property
     def processor_dir(self) -> Path:
         """The tokenizer's folder, for `Cosmos3Processor`."""
-        return self.folder / "text_tokenizer"
+        return self.configs.processor_dir
 
     @property
     def config(self) -> Cosmos3Config:
         """Shapes of the transformer."""
         return self.transformer.config
+
+    @property
+    def media(self) -> MediaSpec:
+        """The checkpoint's units."""
+        return self.configs.media
+
+    @property
+    def defaults(self) -> Defaults:
+        """The settings that the checkpoint was made for."""
+        return self.configs.defaults
 
     def place(self, stage: Literal["und", "gen", "decode"]) -> None:
         """Bring the tower that `stage` needs to the device and send the other home; nothing to do when resident.
@@ -135,10 +143,12 @@ def load_cosmos3(
     Args:
         folder: in the Cosmos3-Nano layout; None takes the environment variable COSMOS3_CHECKPOINT.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-        dtype: of the weights; "auto" is bfloat16 on CUDA and float32 on the CPU. The time embedder stays float32.
+        dtype: of the weights; "auto" is bfloat16 on CUDA and float32 on the CPU. The time embedder stays float32. (In float32
+            on CUDA, PyTorch's convolutions round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.)
         load_sound: whether to read the sound weights; None means where the checkpoint has them.
         load_encoder: whether to read the VAE's encoder, for `encode_video`.
-        placement: "resident" keeps both towers on the device, "split" one at a time, "auto" chooses by free memory.
+        placement: "resident" keeps both towers on the device, "split" one at a time; "auto" is resident where the
+            checkpoint's default request fits so into free memory, else split.
         vae_dtype, sound_dtype: of the two decoders; None means as `dtype`.
 
     Raises:
@@ -147,10 +157,10 @@ def load_cosmos3(
         MemoryError: the weights do not fit the device; names the numbers.
     """
     begin = time.perf_counter()
-    folder, device = _resolve_folder(folder), _resolve_device(device)
+    folder, device = resolve_folder(folder), _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     vae_dtype, sound_dtype = (_resolve_dtype(dtype if d is None else d, device) for d in (vae_dtype, sound_dtype))
-    configs = read_configs(folder)
+    configs = read_configs(folder, with_sound=load_sound is not False)
     if load_sound and not configs.has_sound:
         no_heads = not configs.transformer.sound_gen
         lack = "sound_gen is false in transformer/config.json" if no_heads else "there is no sound_tokenizer folder"
@@ -163,7 +173,7 @@ def load_cosmos3(
     dtypes = {"transformer": dtype, "vae": vae_dtype, "sound_tokenizer": sound_dtype}
     transformer, vae = parts["transformer"].module, parts["vae"].module
     avae = parts["sound_tokenizer"].module if with_sound else None
-    placement = choose_placement(placement, _sizes(parts, dtypes), device)
+    placement = choose_placement(placement, *_memory_needs(configs, parts, dtypes), device)
     cpu = torch.device("cpu")
     for name, part in parts.items():
         home = cpu if name == "transformer" and placement == "split" else device
@@ -174,10 +184,8 @@ def load_cosmos3(
         transformer=transformer,
         vae=vae,
         avae=avae,
-        folder=folder,
-        media=media_spec(configs),
-        defaults=configs.defaults,
-        scheduler_config=configs.scheduler,
+        configs=configs,
+        fingerprint=fingerprint(sorted({info.file for info in tensors["transformer"].values()})),
         device=device,
         placement=placement,
         load_seconds=_seconds_since(begin, device),
@@ -236,21 +244,6 @@ def plan_components(configs: CheckpointConfigs, *, with_sound: bool, with_encode
 # ------------------------------------------------------------------------------------------------------------ parts
 
 
-def _resolve_folder(folder: str | Path | None) -> Path:
-    folder = os.environ.get("COSMOS3_CHECKPOINT") if folder is None else folder
-    if not folder:
-        raise CheckpointError("got no checkpoint, expected a folder or the environment variable COSMOS3_CHECKPOINT")
-    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
-    for component in COMPONENTS[:3]:
-        if not (path / component).is_dir():
-            raise CheckpointError(f"{path} has no {component}/ folder; copy the whole checkpoint")
-    if not (path / "text_tokenizer" / "tokenizer.json").is_file():
-        raise CheckpointError(f"{path / 'text_tokenizer'} has no tokenizer.json; copy the whole checkpoint")
-    return path
-
-
 def _resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -277,13 +270,23 @@ def _resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -
     return dtype
 
 
-def _sizes(parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]) -> WeightSizes:
+def _memory_needs(
+    configs: CheckpointConfigs, parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]
+) -> tuple[MemoryNeed, MemoryNeed]:
+    """For a small request, and for the checkpoint's default one."""
+
     def size(name: str, module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters()) * dtypes[name].itemsize
 
     towers = parts["transformer"].module
     decoders = sum(size(name, part.module) for name, part in parts.items() if name != "transformer")
-    return WeightSizes(size("transformer", towers.und), size("transformer", towers.gen), decoders)
+    small = MemoryNeed(size("transformer", towers.und), size("transformer", towers.gen), decoders)
+    d, m = configs.defaults, configs.media
+    grid = pixel_to_latent_shape(d.num_frames, d.height, d.width, temporal=m.temporal, spatial=m.spatial)
+    tokens = sound_latent_frames(d.num_frames, d.fps, sampling_rate=m.sampling_rate, hop_size=m.hop_size)
+    tokens += grid[0] * -(-grid[1] // 2) * -(-grid[2] // 2)
+    denoise, decode = working_room(configs.transformer, configs.vae, tokens, d.height * d.width)
+    return small, replace(small, denoise=denoise, decode=decode)
 
 
 def _is_time_embedder(name: str) -> bool:

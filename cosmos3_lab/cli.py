@@ -1,13 +1,24 @@
-"""`cosmos3-lab generate | inspect`: the page's example script, and a look into a checkpoint folder."""
+"""`cosmos3-lab generate | inspect`: PhyAI's example script, and a look into a checkpoint folder."""
 
-from enum import Enum
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from cosmos3_lab.captions import resolve_negative_prompt
+from cosmos3_lab.checkpoint import load_cosmos3
+from cosmos3_lab.files import check_writable
+from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, prepare_request, run_request
+from cosmos3_lab.inspection import inspect_checkpoint
+from cosmos3_lab.presets import get_preset, resolve_schedule
+from cosmos3_lab.settings import read_configs, resolve_folder
 
 app = typer.Typer(
     name="cosmos3-lab",
@@ -20,22 +31,9 @@ console = Console()
 GB = 1e9
 
 
-class KarrasChoice(str, Enum):
-    """The page's three answers: read the checkpoint's scheduler file, Karras sigmas, a flow schedule."""
-
-    auto = "auto"
-    true = "true"
-    false = "false"
-
-
-class DtypeChoice(str, Enum):
-    """Of the weights; auto is bfloat16 on a GPU and float32 on the CPU."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
+# PhyAI's three answers, and none: read the checkpoint's scheduler file, Karras sigmas, a flow schedule, the preset's.
+KARRAS = {"auto": None, "true": True, "false": False, None: "preset"}
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder.", envvar="COSMOS3_CHECKPOINT")]
 
 
@@ -55,60 +53,62 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none; Nano: 6.")] = None,
     flow_shift: Annotated[float | None, typer.Option(help="Of the flow schedules; Nano: 10.")] = None,
     use_karras_sigmas: Annotated[
-        KarrasChoice | None, typer.Option(help="auto reads the checkpoint's scheduler file; default: the preset's schedule.")
+        Literal["auto", "true", "false"] | None,
+        typer.Option(help="auto reads the checkpoint's scheduler file; default: the preset's schedule."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="native, phyai or diffusers; Nano: native.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[DtypeChoice, typer.Option(help="Of the weights.")] = DtypeChoice.auto,
-    placement: Annotated[str, typer.Option(help="auto, resident or split.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights.")] = "auto",
+    placement: Annotated[Literal["auto", "resident", "split"], typer.Option(help="Of the two towers.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the mp4.")] = Path("outputs"),
 ) -> None:
     """Generate a video, or with --sound a video with sound.
 
     What is not given comes from the checkpoint's cosmos3_lab.json, and from Nano's defaults where it has none.
     """
-    import torch
-
-    from cosmos3_lab.checkpoint import load_cosmos3
-    from cosmos3_lab.files import check_writable
-    from cosmos3_lab.generate import PHASES
-    from cosmos3_lab.generate import generate as run
-
-    karras = {None: "preset", "auto": None, "true": True, "false": False}
     with _one_line_errors():
         check_writable(out)
-        weights = "auto" if dtype is DtypeChoice.auto else getattr(torch, dtype.value)
-        with load_cosmos3(checkpoint, device=device, dtype=weights, load_sound=sound, placement=placement) as models:
-            if prompt is None:
-                if not models.defaults.example_prompts:
-                    raise ValueError("got no --prompt, and this checkpoint names no example; describe the video")
-                prompt = models.defaults.example_prompts[0]
-            console.print(f"{escape(repr(models))}\nprompt: {escape(prompt)}", highlight=False, soft_wrap=True)
-            result = run(
-                models,
-                prompt,
-                negative_prompt=negative_prompt,
-                with_sound=sound,
-                num_frames=num_frames,
-                height=height,
-                width=width,
-                fps=fps,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                flow_shift=flow_shift,
-                use_karras_sigmas=karras[use_karras_sigmas and use_karras_sigmas.value],
-                preset=preset,
-                seed=seed,
-                out=out,
-                name="video_with_sound.mp4" if sound else "video.mp4",
-            )
+        # Everything that can be wrong with the arguments is found before gigabytes are read.
+        configs = read_configs(resolve_folder(checkpoint), with_sound=sound)
+        if prompt is None:
+            if not configs.defaults.example_prompts:
+                raise ValueError("got no --prompt, and this checkpoint names no example; describe the video")
+            prompt = configs.defaults.example_prompts[0]
+        recipe, begin = get_preset(preset or configs.defaults.preset), time.perf_counter()
+        request = prepare_request(
+            configs,
+            prompt,
+            negative_prompt=negative_prompt,
+            with_sound=sound,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            fps=fps,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            preset=recipe,
+        )
+        schedule = resolve_schedule(
+            request.num_inference_steps,
+            preset=recipe,
+            flow_shift=flow_shift,
+            use_karras_sigmas=KARRAS[use_karras_sigmas],
+            scheduler_config=configs.scheduler,
+            default_flow_shift=configs.defaults.flow_shift,
+        )
+        preprocess = time.perf_counter() - begin
+        console.print(f"prompt: {escape(prompt)}", highlight=False, soft_wrap=True)
+        with load_cosmos3(configs.folder, device=device, dtype=DTYPES[dtype], load_sound=sound, placement=placement) as models:
+            console.print(escape(repr(models)), highlight=False, soft_wrap=True)
+            name = "video_with_sound.mp4" if sound else "video.mp4"
+            result = run_request(models, request, schedule=schedule, out=out, name=name)
     m = result.manifest
-    negative = (
-        "not needed"
-        if m["negative_text_tokens"] is None
-        else f"{m['negative_prompt_source']}, {m['negative_text_tokens']} tokens"
-    )
+    negative = "not needed"
+    if m["negative_text_tokens"] is not None:
+        source = resolve_negative_prompt(negative_prompt, recipe.negative_default, configs.folder).source
+        negative = f"{source}, {m['negative_text_tokens']} tokens"
     shift = "" if m["flow_shift"] is None else f" (shift {m['flow_shift']:g})"
     console.print(
         f"{m['num_frames']} frames {m['height']}x{m['width']} at {m['fps']:g} fps, {m['num_inference_steps']} steps, "
@@ -118,11 +118,11 @@ def generate(
         soft_wrap=True,
     )
     table = Table("phase", "seconds", title="Timings")
+    timings = {**result.timings, "preprocess": preprocess}
     for phase in PHASES:
-        table.add_row(phase, f"{result.timings[phase]:.2f}")
-        if phase == "inference":
-            for part in ("denoise", "decode"):
-                table.add_row(f"  {part}", f"{result.timings[part]:.2f}")
+        table.add_row(phase, f"{timings[phase]:.2f}")
+        for part in INFERENCE_PARTS if phase == "inference" else ():
+            table.add_row(f"  {part}", f"{timings[part]:.2f}")
     console.print(table)
     console.print(f"{escape(repr(result.output))}\nsaved {escape(str(result.path))}", highlight=False, soft_wrap=True)
 
@@ -130,8 +130,6 @@ def generate(
 @app.command()
 def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) -> None:
     """Say what a checkpoint folder holds, what a run needs of it, and what is missing; exit code 1 if it cannot be loaded."""
-    from cosmos3_lab.inspection import inspect_checkpoint
-
     with _one_line_errors():
         report = inspect_checkpoint(folder)
     console.print(f"{escape(str(report.folder))}: {', '.join(report.present) or 'no component'}", highlight=False, soft_wrap=True)
@@ -159,18 +157,20 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) 
         raise typer.Exit(1)
 
 
-class _one_line_errors:  # noqa: N801  (reads as a statement where it is used)
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     """Turn the package's own errors into one line and exit code 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        _fail(f"out of GPU memory; try --placement split, fewer --num-frames or a smaller size ({error})")
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        _fail(str(error))
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import torch
-
-        if isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError):
-            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(2) from None
+def _fail(message: str) -> None:
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2) from None
 
 
 def main() -> None:

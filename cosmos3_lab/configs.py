@@ -1,4 +1,4 @@
-"""Reading a `config.json` into a dataclass, with every value checked against the field's type."""
+"""Values from outside: a `config.json` read into a dataclass with every value checked, and choices checked by name."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -6,10 +6,28 @@ from math import isfinite
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+
+def check_choice(name: str, value: object, choices: Any) -> None:  # noqa: ANN401  (a Literal type)
+    """Refuse a value that is none of a Literal's.
+
+    Args:
+        name: of the argument, for the message.
+        value: given.
+        choices: a `Literal[...]` type.
+
+    Raises:
+        ValueError: with the choices in the message.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"got {name}={value!r}, expected one of {', '.join(map(repr, get_args(choices)))}")
+
+
 LARGEST = 2**31  # no size, rate or count in a config comes near it
 
 
-def read_fields(cls: type, config: Mapping[str, Any], *, file: str, signed: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_fields(
+    cls: type, config: Mapping[str, Any], *, file: str, signed: tuple[str, ...] = (), required: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The values of `config` that are fields of the dataclass `cls`; null and absent keys are left to the defaults.
 
     Args:
@@ -17,10 +35,14 @@ def read_fields(cls: type, config: Mapping[str, Any], *, file: str, signed: tupl
         config: the parsed JSON object.
         file: its name, for messages.
         signed: fields whose numbers may be zero or negative; all others must be above zero.
+        required: fields that must be there: a default would load and then compute something else.
 
     Raises:
-        ValueError: a value has another type or is out of range; names file and key.
+        ValueError: a value is missing, has another type or is out of range; names file and key.
     """
+    missing = [name for name in required if config.get(name) is None]
+    if missing:
+        raise ValueError(f"{file} lacks {missing[0]}; copy it again from the checkpoint")
     found = {}
     for f in fields(cls):
         if config.get(f.name) is not None:

@@ -11,6 +11,7 @@ Read next: `branch.py` (change something half-way, save and load a state), `vide
 pixels and waveform), `generate.py` (all of it in one call).
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from cosmos3_lab.transformer import Cosmos3Condition, encode_condition, predict_
 from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoiseInputs:
     """What stays the same from step to step.
 
@@ -40,6 +41,7 @@ class DenoiseInputs:
         cond: the prompt, encoded.
         uncond: the negative prompt, encoded; None where guidance needs no second pass.
         preset: the recipe; its precisions rule the step.
+        checkpoint: fingerprint of the weights, so that a saved state is not continued with others.
     """
 
     request: Cosmos3T2VRequest
@@ -47,6 +49,7 @@ class DenoiseInputs:
     cond: Cosmos3Condition
     uncond: Cosmos3Condition | None
     preset: Preset
+    checkpoint: str = ""
 
     @property
     def guidance_scale(self) -> float:
@@ -54,7 +57,7 @@ class DenoiseInputs:
         return self.request.guidance_scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoiseState:
     """What changes from step to step: one solver state per modality.
 
@@ -83,13 +86,14 @@ class DenoiseState:
 Keep = Literal["none", "summary", "x0", "full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepRecord:
     """What one step saw and did.
 
     Attributes:
         index: of the step, from 0.
         order: of the predictor.
+        corrector_order: of the corrector, 0 where there was nothing to correct.
         sigma, timestep: noise level, and what the network was told.
         seconds: wall-clock time of the step.
         rms: root mean square of every tensor of the step, such as `rms["video.x0"]`; always kept.
@@ -101,6 +105,7 @@ class StepRecord:
 
     index: int
     order: int
+    corrector_order: int
     sigma: float
     timestep: int
     seconds: float
@@ -145,16 +150,16 @@ def prepare_denoise(
     Args:
         models: from `load_cosmos3`.
         request: from `make_request`, or written by hand.
-        preset: recipe; None means the checkpoint's default ("native" unless its `cosmos3_lab.json` says otherwise).
+        preset: recipe; None means the request's, else the checkpoint's ("native" unless its `cosmos3_lab.json` says otherwise).
         schedule: a `Schedule`, or a name: "native-flow", "phyai-flow", "diffusers-flow", "karras", "auto" (the checkpoint's
             scheduler file); None leaves the choice to `use_karras_sigmas`, then to the preset.
-        flow_shift: of flow schedules; None means the checkpoint's default, else the preset's.
-        use_karras_sigmas: the page's switch: True for Karras, False for a flow schedule, None for the checkpoint's file.
+        flow_shift: of flow schedules; None means the checkpoint's default, else the preset's (under "auto" the file's).
+        use_karras_sigmas: PhyAI's switch: True for Karras, False for a flow schedule, None for the checkpoint's file.
 
     Raises:
         ValueError: two choices contradict each other, or the request does not fit the checkpoint.
     """
-    preset = get_preset(models.defaults.preset if preset is None else preset)
+    preset = get_preset(preset or request.preset or models.defaults.preset)
     _check_fits(models, request)
     made = resolve_schedule(
         request.num_inference_steps,
@@ -162,12 +167,14 @@ def prepare_denoise(
         schedule=schedule,
         flow_shift=flow_shift,
         use_karras_sigmas=use_karras_sigmas,
-        scheduler_config=models.scheduler_config,
+        scheduler_config=models.configs.scheduler,
         default_flow_shift=models.defaults.flow_shift,
     )
     cond, uncond = encode_prompts(models, request, preset)
-    noise = (request.noise or _draw(models, request, preset)).to(models.device, _dtype(preset.solver_precision, models))
-    inputs = DenoiseInputs(request, made, cond, uncond, preset)
+    noise = (request.noise or _draw(models, request, preset)).to(
+        models.device, _pick(preset.solver_precision, models.transformer.dtype)
+    )
+    inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
     return inputs, _initial_state(noise, step_index=0)
 
 
@@ -211,8 +218,10 @@ def _draw(models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> 
 def _check_fits(models: Cosmos3Models, request: Cosmos3T2VRequest) -> None:
     media = models.media
     if request.sound_frames is not None and not models.transformer.with_sound:
-        why = "this checkpoint has none" if media.sound_dim is None else "it was loaded with load_sound=False"
-        raise ValueError(f"got a request with sound, but {why}; ask for sound_frames=None or load another way")
+        raise ValueError(
+            "got a request with sound, but this checkpoint has none, or was loaded with load_sound=False; ask for "
+            "sound_frames=None or load it with sound"
+        )
     if request.sound_frames is not None and request.sound_dim not in (None, media.sound_dim):
         raise ValueError(f"got sound_dim {request.sound_dim}, expected the checkpoint's {media.sound_dim}, or None")
     if request.noise is not None:
@@ -221,10 +230,6 @@ def _check_fits(models: Cosmos3Models, request: Cosmos3T2VRequest) -> None:
         got = (tuple(request.noise.video.shape), None if request.noise.sound is None else tuple(request.noise.sound.shape))
         if got != want:
             raise ValueError(f"got noise of shapes (video, sound) {got}, expected {want}")
-
-
-def _dtype(precision: Precision, models: Cosmos3Models) -> torch.dtype:
-    return torch.float32 if precision == "float32" else models.transformer.dtype
 
 
 def _initial_state(latents: Latents, *, step_index: int) -> DenoiseState:
@@ -249,6 +254,7 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
 
     Raises:
         ValueError: the schedule is at its end.
+        FloatingPointError: a velocity or sample is infinite or not a number.
         RuntimeError: the GEN tower is not on the latents' device.
     """
     begin, i, schedule = time.perf_counter(), state.step_index, inputs.schedule
@@ -261,18 +267,19 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
             f"the GEN tower is on {gen_device} and the latents are on {latents.video.device}; with split placement call "
             "models.place('gen') first (closed models are on 'meta': load them again)"
         )
-    precision, model_dtype = inputs.preset, transformer.dtype
-    timestep_dtype = _pick(precision.timestep_precision, model_dtype)
+    preset, model_dtype = inputs.preset, transformer.dtype
+    timestep_dtype = _pick(preset.timestep_precision, model_dtype)
 
     def velocity(cond: Cosmos3Condition) -> Latents:
         predicted = predict_velocity(transformer, latents, int(schedule.timesteps[i]), cond, timestep_dtype=timestep_dtype)
-        return predicted.to(_pick(precision.guidance_precision, model_dtype))
+        return predicted.to(_pick(preset.guidance_precision, model_dtype))
 
     v_uncond = None if inputs.uncond is None else velocity(inputs.uncond)
     guided = classifier_free_guidance(velocity(inputs.cond), v_uncond, inputs.guidance_scale)
     v = guided.guided.to(latents.video.dtype)
-    video = unipc_step(state.video, v.video, schedule)
-    sound = None if state.sound is None else unipc_step(state.sound, v.sound, schedule)
+    order = preset.solver_order
+    video = unipc_step(state.video, v.video, schedule, solver_order=order)
+    sound = None if state.sound is None else unipc_step(state.sound, v.sound, schedule, solver_order=order)
     after = DenoiseState(video.state, None if sound is None else sound.state)
     return after, _record(i, schedule, guided, latents, video, sound, begin)
 
@@ -316,9 +323,15 @@ def _record(
         corrector_move=corrector_move,
         predictor_move=predictor_move,
     )
+    broken = [name for name, value in rms.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"step {index}: {broken[0]} is not finite; the weights are damaged, or the numbers outgrew the dtype (try float32)"
+        )
     return StepRecord(
         index=index,
         order=video.predictor_order,
+        corrector_order=video.corrector_order,
         sigma=float(schedule.sigmas[index]),
         timestep=int(schedule.timesteps[index]),
         seconds=time.perf_counter() - begin,  # after the numbers above have waited for the device

@@ -1,15 +1,15 @@
 """The whole story in one call: prompt to mp4, with a progress bar, an early stop and the time of every phase.
 
-`generate` is `Cosmos3Processor` -> `make_request` -> `run_request`; `run_request` (the page's `engine.step`) is
+`generate` is `prepare_request` -> `run_request`; `run_request` (PhyAI's `engine.step`) is
 `prepare_denoise` -> `denoise` -> `decode_latents`. Whoever wants to change something calls those instead.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.configs import check_choice
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.latents import Latents
@@ -25,14 +26,16 @@ from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.prompt import Cosmos3Processor
 from cosmos3_lab.request import Cosmos3T2VRequest, make_request
 from cosmos3_lab.schedule import Schedule, ScheduleName
-from cosmos3_lab.sizes import effective_num_frames
+from cosmos3_lab.settings import CheckpointConfigs
+from cosmos3_lab.sizes import effective_num_frames, latent_to_pixel_shape, pixel_to_latent_shape
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.video_vae import iter_decode_video
 
 PHASES = ("model_load", "preprocess", "inference", "to_cpu", "encode")
+INFERENCE_PARTS = ("condition", "denoise", "decode")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """What a run gave.
 
@@ -40,8 +43,8 @@ class Generation:
         output: frames and waveform; None where the run was stopped early.
         latents: the last ones, clean unless the run was stopped early.
         records: one per step, with what `keep` asked for.
-        timings: seconds of the page's phases `model_load, preprocess, inference, to_cpu, encode` (inference is denoising
-            and decoding; phases that did not happen are 0), and of `denoise` and `decode` within inference.
+        timings: seconds of PhyAI's phases `model_load, preprocess, inference, to_cpu, encode` (phases that did not happen are
+            0), and of `condition` (encoding the prompts), `denoise` and `decode` within inference.
         inputs, state: to look at, continue (`denoise`) or fork.
         manifest: the effective settings, as plain values.
         path: of the mp4, None where none was written.
@@ -110,6 +113,7 @@ def generate(
     Raises:
         ValueError: an argument cannot work; says what was given, what is allowed and what to try.
         OSError: the mp4 cannot be written.
+        FloatingPointError: the latents became infinite or not a number.
     """
     timer = _Timer()
     preset = get_preset(models.defaults.preset if preset is None else preset)
@@ -151,7 +155,7 @@ def generate(
 
 
 def prepare_request(
-    models: Cosmos3Models,
+    checkpoint: Cosmos3Models | CheckpointConfigs,
     prompt: str,
     *,
     negative_prompt: str | None = None,
@@ -168,18 +172,25 @@ def prepare_request(
 ) -> Cosmos3T2VRequest:
     """Tokenize the prompts and make the request, with the checkpoint's defaults for what is not given.
 
-    Arguments and errors as in `generate`.
+    Args:
+        checkpoint: loaded models, or only the settings of a folder (`read_configs`), to check a request before loading.
+        prompt, negative_prompt, with_sound: see `generate`.
+        num_frames, height, width, fps, num_inference_steps, guidance_scale, seed, noise, preset: see `generate`.
+
+    Raises:
+        ValueError: an argument cannot work.
     """
-    defaults = models.defaults
+    defaults, media = checkpoint.defaults, checkpoint.media
     preset = get_preset(defaults.preset if preset is None else preset)
     frames = defaults.num_frames if num_frames is None else num_frames
     size = {
-        "num_frames": effective_num_frames(frames, temporal=models.media.temporal),
+        "num_frames": effective_num_frames(frames, temporal=media.temporal),
         "height": defaults.height if height is None else height,
         "width": defaults.width if width is None else width,
         "fps": float(defaults.fps if fps is None else fps),
     }
-    cond, uncond = make_processor(models, preset=preset, **size).tokenize_pair(prompt, negative_prompt)
+    pixel_to_latent_shape(*list(size.values())[:3], temporal=media.temporal, spatial=media.spatial)  # before tokenizing
+    cond, uncond = make_processor(checkpoint, preset=preset, **size).tokenize_pair(prompt, negative_prompt)
     return make_request(
         cond,
         uncond,
@@ -189,25 +200,33 @@ def prepare_request(
         guidance_scale=float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
         seed=seed,
         noise=noise,
-        media=models.media,
-        sound_rounding=preset.sound_rounding,
+        media=media,
+        preset=preset,
     )
 
 
 def make_processor(
-    models: Cosmos3Models, *, num_frames: int, height: int, width: int, fps: float, preset: str | Preset | None = None
+    checkpoint: Cosmos3Models | CheckpointConfigs,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    preset: str | Preset | None = None,
 ) -> Cosmos3Processor:
     """The checkpoint's `Cosmos3Processor` with the prompt rules of a preset.
 
     Args:
-        models: from `load_cosmos3`.
+        checkpoint: loaded models, or only the settings of a folder.
         num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
         preset: None for the checkpoint's default.
     """
-    preset = get_preset(models.defaults.preset if preset is None else preset)
-    num_frames = effective_num_frames(num_frames, temporal=models.media.temporal)
+    preset = get_preset(checkpoint.defaults.preset if preset is None else preset)
+    temporal = checkpoint.media.temporal
+    num_frames = effective_num_frames(num_frames, temporal=temporal)
     return Cosmos3Processor(
-        models.processor_dir,
+        checkpoint.processor_dir,
+        temporal=temporal,
         num_frames=num_frames,
         height=height,
         width=width,
@@ -233,12 +252,11 @@ def run_request(
     out: str | Path | None = None,
     name: str = "video.mp4",
 ) -> Generation:
-    """A request to a finished clip: the page's `engine.step(request)`.
+    """A request to a finished clip: PhyAI's `engine.step(request)`.
 
     Arguments and errors as in `generate`; the prompt is already in the request.
     """
-    if keep not in get_args(Keep):
-        raise ValueError(f"got keep={keep!r}, expected one of {', '.join(get_args(Keep))}")
+    check_choice("keep", keep, Keep)
     if Path(name).suffix != ".mp4" or Path(name).name != name:
         raise ValueError(f"got name {name!r}, expected a file name that ends in .mp4, without a folder")
     if out is not None:
@@ -246,14 +264,15 @@ def run_request(
     timer = _Timer(models.device)
     timer.seconds["model_load"] = models.load_seconds
     with timer("inference"):
-        inputs, state = prepare_denoise(
-            models,
-            request,
-            preset=preset,
-            schedule=schedule,
-            flow_shift=flow_shift,
-            use_karras_sigmas=use_karras_sigmas,
-        )
+        with timer("condition"):
+            inputs, state = prepare_denoise(
+                models,
+                request,
+                preset=preset,
+                schedule=schedule,
+                flow_shift=flow_shift,
+                use_karras_sigmas=use_karras_sigmas,
+            )
         with timer("denoise"):
             state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
     stopped = state.step_index < inputs.schedule.num_steps
@@ -263,7 +282,7 @@ def run_request(
     if output is not None and out is not None:
         with timer("encode"):
             path = save_mp4(output, Path(out) / name)
-    timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, "denoise", "decode")}
+    timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, *INFERENCE_PARTS)}
     return Generation(output, state.latents, records, timings, inputs, state, _manifest(models, inputs), path)
 
 
@@ -274,6 +293,9 @@ def decode_latents(models: Cosmos3Models, latents: Latents, *, fps: float) -> Co
         models: from `load_cosmos3`; in split placement both towers leave the device first.
         latents: the result of denoising, or any x0 on the way.
         fps: frames a second.
+
+    Raises:
+        ValueError: the models were closed, or loaded without sound.
     """
     return _decode(models, latents, fps, _Timer(models.device))
 
@@ -287,9 +309,8 @@ def _run_steps(
     progress: bool,
 ) -> tuple[DenoiseState, tuple[StepRecord, ...]]:
     records = []
-    t, h, w = inputs.request.video_shape
-    media = models.media
-    size = f"{(t - 1) * media.temporal + 1} frames {h * media.spatial}x{w * media.spatial}"
+    frames, height, width = _pixel_shape(models, inputs.request)
+    size = f"{frames} frames {height}x{width}"
     with tqdm(total=inputs.schedule.num_steps, desc=size, unit="step", disable=not progress) as bar:
         for after, record in denoise(models.transformer, inputs, state):
             state = after
@@ -303,6 +324,8 @@ def _run_steps(
 
 
 def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer") -> Cosmos3GenerationOutput:
+    if latents.sound is not None and models.avae is None:
+        raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
     models.place("decode")
     chunks, waveform = [], None
     with timer("inference"), timer("decode"):
@@ -317,13 +340,14 @@ def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer"
 
 
 def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
-    request, media = inputs.request, models.media
-    t, h, w = request.video_shape
+    request = inputs.request
+    frames, height, width = _pixel_shape(models, request)
     return {
         "checkpoint": models.defaults.name,
-        "num_frames": (t - 1) * media.temporal + 1,
-        "height": h * media.spatial,
-        "width": w * media.spatial,
+        "fingerprint": models.fingerprint,
+        "num_frames": frames,
+        "height": height,
+        "width": width,
         "fps": request.fps,
         "sound_frames": request.sound_frames,
         "text_tokens": request.text_ids.shape[1],
@@ -333,11 +357,17 @@ def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
         "schedule": inputs.schedule.name,
         "flow_shift": inputs.schedule.flow_shift,
         "preset": inputs.preset.name,
+        "choices": asdict(inputs.preset),
         "seed": request.seed if request.noise is None else None,
         "dtype": str(models.transformer.dtype).removeprefix("torch."),
         "device": str(models.device),
         "placement": models.placement,
     }
+
+
+def _pixel_shape(models: Cosmos3Models, request: Cosmos3T2VRequest) -> tuple[int, int, int]:
+    media = models.media
+    return latent_to_pixel_shape(request.video_shape, temporal=media.temporal, spatial=media.spatial)
 
 
 class _Timer:
@@ -347,7 +377,7 @@ class _Timer:
         self.device, self.seconds = device, {}
 
     @contextmanager
-    def __call__(self, phase: Literal["preprocess", "inference", "denoise", "decode", "to_cpu", "encode"]) -> Iterator[None]:
+    def __call__(self, phase: str) -> Iterator[None]:
         self._wait()
         begin = time.perf_counter()
         try:

@@ -12,7 +12,7 @@ from typing import Literal
 from cosmos3_lab.latents import Latents
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GuidedVelocity:
     """One step's velocities, each shaped as the latents.
 

@@ -1,18 +1,18 @@
 """What a checkpoint folder holds, from its configs and file headers alone: nothing is loaded, a damaged folder is no problem."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cosmos3_lab.captions import default_negative_prompt
 from cosmos3_lab.checkpoint import (
-    COMPONENTS,
     SKIP_AVAE_ENCODER,
     SKIP_SOUND_HEADS,
-    SKIP_TRANSFORMER,
     SKIP_VAE_ENCODER,
     plan_components,
 )
-from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs
+from cosmos3_lab.settings import COMPONENTS, CheckpointConfigs, Defaults, read_configs
 from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
 
 
@@ -59,9 +59,9 @@ class CheckpointReport:
 
 # Which tensors make which group, by prefix; the first that matches counts.
 TRANSFORMER_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("lm_head", SKIP_TRANSFORMER[:1]),
-    ("UND final norm", SKIP_TRANSFORMER[1:2]),
-    ("action heads", SKIP_TRANSFORMER[2:]),
+    ("lm_head", ("lm_head.",)),
+    ("UND final norm", ("norm.",)),
+    ("action heads", ("action_",)),
     ("sound in and out", SKIP_SOUND_HEADS),
     ("UND embeddings", ("embed_tokens.",)),
     ("GEN in, out, time", ("proj_in.", "proj_out.", "time_embedder.", "norm_moe_gen.")),
@@ -87,7 +87,7 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
         problems.append("text_tokenizer/tokenizer.json is missing")
     groups: list[Group] = []
     tensors: dict[str, dict[str, TensorInfo]] = {}
-    for component, split in (("transformer", _transformer_groups), ("vae", _vae_groups), ("sound_tokenizer", _sound_groups)):
+    for component, split in SPLITS.items():
         if component in present:
             try:
                 tensors[component] = find_tensors(folder / component)
@@ -141,22 +141,19 @@ def _transformer_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
     ]
 
 
-def _vae_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
-    decoder = without(tensors.values(), SKIP_VAE_ENCODER)
+def _decoder_groups(label: str, skip: tuple[str, ...], tensors: dict[str, TensorInfo]) -> list[Group]:
+    """A decoder, and an encoder that no run reads."""
+    decoder = without(tensors.values(), skip)
     encoder = [t for t in tensors.values() if t not in decoder]
-    return [
-        _group("video decoder", decoder, t2v=True, t2av=True),
-        *([_group("video encoder", encoder, t2v=False, t2av=False)] if encoder else []),
-    ]
+    groups = [_group(f"{label} decoder", decoder, t2v=label == "video", t2av=True)]
+    return [*groups, _group(f"{label} encoder", encoder, t2v=False, t2av=False)] if encoder else groups
 
 
-def _sound_groups(tensors: dict[str, TensorInfo]) -> list[Group]:
-    decoder = without(tensors.values(), SKIP_AVAE_ENCODER)
-    encoder = [t for t in tensors.values() if t not in decoder]
-    return [
-        _group("sound decoder", decoder, t2v=False, t2av=True),
-        *([_group("sound encoder", encoder, t2v=False, t2av=False)] if encoder else []),
-    ]
+SPLITS: dict[str, Callable[[dict[str, TensorInfo]], list[Group]]] = {
+    "transformer": _transformer_groups,
+    "vae": partial(_decoder_groups, "video", SKIP_VAE_ENCODER),
+    "sound_tokenizer": partial(_decoder_groups, "sound", SKIP_AVAE_ENCODER),
+}
 
 
 def _group(name: str, tensors: list[TensorInfo], *, t2v: bool, t2av: bool) -> Group:

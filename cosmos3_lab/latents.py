@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmos3_lab.configs import check_choice
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Latents:
     """Video latent and, in T2AV, sound latent of one sample. Also the layout of velocities and of x0.
 
@@ -79,25 +81,29 @@ def init_latents(
 
     Returns:
         `Latents` with `video` `[1, channels, t, h, w]` and `sound` `[1, sound_frames, sound_dim]` or None.
+
+    Raises:
+        ValueError: the seed is out of range, or there is no such source.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"got seed {seed}, expected an integer from 0 to 4294967295")
-    shape_video = (1, channels, *video_shape)
-    shape_sound = None if sound_frames is None else (sound_dim, sound_frames)  # channel-major, as the references draw it
-    if noise_source == "numpy":
-        video, sound = _numpy_noise(shape_video, seed), shape_sound and _numpy_noise(shape_sound, seed)
-    elif noise_source == "torch":
-        generator = torch.Generator().manual_seed(seed)
-        video = torch.randn(shape_video, generator=generator)
-        sound = None if shape_sound is None else torch.randn(shape_sound, generator=generator)
-    else:
-        raise ValueError(f"got noise_source {noise_source!r}, expected 'numpy' or 'torch'")
+    check_choice("noise_source", noise_source, NoiseSource)
+    draw = _numpy_draw(seed) if noise_source == "numpy" else _torch_draw(seed)
+    video = draw((1, channels, *video_shape))
+    sound = None if sound_frames is None else draw((sound_dim, sound_frames))  # channel-major, as the references draw it
     sound_tokens = None if sound is None else rearrange(sound, "d n -> 1 n d").contiguous().to(device)
     return Latents(video.to(device), sound_tokens)
 
 
-def _numpy_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+def _numpy_draw(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
+    """A fresh stream for every call, from the same seed."""
+    return lambda shape: torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def _torch_draw(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
+    """One stream for all calls."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator)
 
 
 def patchify(video: Float[Tensor, "1 c t h w"], patch: int = 2) -> Float[Tensor, "n_video d_patch"]:

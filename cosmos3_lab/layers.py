@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Fastest first, measured on an H200 in bfloat16 (../benchmarks); each is taken only where it supports the input.
+# Preferred first; PyTorch takes the first that supports the input.
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -90,6 +90,8 @@ def attention(
         `[s_q, heads * d_head]`.
     """
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # 1 heads s d_head, a view
+    if q.dtype == torch.float32:  # the kernels that save memory in float32 do not share key/value heads themselves
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(BACKENDS, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1).flatten(1)

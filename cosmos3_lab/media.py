@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from IPython.display import Video
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cosmos3GenerationOutput:
     """A finished clip, on the CPU.
 

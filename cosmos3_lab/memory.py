@@ -3,56 +3,93 @@
 *Resident* keeps both towers there. *Split* keeps at most one: UND while prompts are encoded, GEN while denoising, neither
 while decoding; the idle ones stay in host memory, mapped to the checkpoint's files where the dtype allows. Results are the
 same bit for bit.
+
+Read next: `checkpoint.py`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from cosmos3_lab.configs import check_choice
+from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.video_vae import VideoVAEConfig
+
 Placement = Literal["resident", "split"]
 
 GIB = 2**30
-# Room for activations of a small request (192x320, a few frames). Larger requests need more; this only decides placement.
-WORKING_BYTES = 2 * GIB
+SMALL_ROOM = GIB  # activations of a request of a few hundred tokens (192x320, a few frames)
 
 
 @dataclass(frozen=True)
-class WeightSizes:
-    """Bytes of weights on the device, in the dtype that they are loaded as."""
+class MemoryNeed:
+    """Bytes on the device: weights as they are loaded, and room for the activations of one request.
+
+    Attributes:
+        und, gen, decoders: weights.
+        denoise, decode: activations of either phase.
+    """
 
     und: int
     gen: int
     decoders: int
+    denoise: int = SMALL_ROOM
+    decode: int = SMALL_ROOM
 
-    def needed(self, placement: Placement) -> int:
-        """Most bytes that are on the device at once, working room included."""
-        towers = self.und + self.gen if placement == "resident" else max(self.und, self.gen)
-        return towers + self.decoders + WORKING_BYTES
+    def peak(self, placement: Placement) -> int:
+        """Most bytes that are on the device at once, a tenth more for the allocator's gaps."""
+        if placement == "resident":
+            most = self.und + self.gen + max(self.denoise, self.decode)
+        else:
+            most = max(max(self.und, self.gen) + self.denoise, self.decode)
+        return (self.decoders + most) * 11 // 10
 
 
-def choose_placement(placement: Literal["auto", "resident", "split"], sizes: WeightSizes, device: torch.device) -> Placement:
-    """The placement that was asked for, or under "auto" the fastest that fits the device's free memory.
+def working_room(config: Cosmos3Config, vae: VideoVAEConfig, request_tokens: int, frame_pixels: int) -> tuple[int, int]:
+    """Bytes of activations of one request in bfloat16, `(denoise, decode)`.
+
+    The factors are fitted to the peaks of benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189).
+
+    Args:
+        config, vae: shapes.
+        request_tokens: video and sound tokens.
+        frame_pixels: height times width.
+    """
+    tokens = 2 * request_tokens * (3 * config.intermediate_size + 7 * config.hidden_size)  # MLP, residual and attention
+    decode = 20 * 2 * vae.decoder_base_dim * frame_pixels  # about twenty tensors of the widest full-size layers
+    return tokens, decode
+
+
+def choose_placement(
+    placement: Literal["auto", "resident", "split"], small: MemoryNeed, default: MemoryNeed, device: torch.device
+) -> Placement:
+    """The placement that was asked for; under "auto" resident where the checkpoint's default request fits so, else split.
+
+    Args:
+        placement: asked for.
+        small, default: what a small request and the checkpoint's default request need.
+        device: where.
 
     Raises:
         ValueError: no such placement.
-        MemoryError: it does not fit; names the numbers.
+        MemoryError: not even a small request fits; names the numbers.
     """
-    if placement not in ("auto", "resident", "split"):
-        raise ValueError(f"got placement {placement!r}, expected 'auto', 'resident' or 'split'")
+    check_choice("placement", placement, Literal["auto", "resident", "split"])
     if device.type != "cuda":
         return "resident" if placement == "auto" else placement
     free = torch.cuda.mem_get_info(device)[0]
-    candidates: tuple[Placement, ...] = ("resident", "split") if placement == "auto" else (placement,)
-    for candidate in candidates:
-        if sizes.needed(candidate) <= free:
-            return candidate
-    wanted = ", ".join(f"{sizes.needed(p) / GIB:.1f} GiB {p}" for p in candidates)
+    if placement == "auto" and default.peak("resident") <= free:
+        return "resident"
+    last: Placement = "resident" if placement == "resident" else "split"
+    if small.peak(last) <= free:
+        return last
+    wanted = ", ".join(f"{small.peak(p) / GIB:.1f} GiB {p}" for p in get_args(Placement))
     raise MemoryError(
-        f"{device} has {free / GIB:.1f} GiB free, but the weights need {wanted} (UND {sizes.und / GIB:.1f}, GEN "
-        f"{sizes.gen / GIB:.1f}, decoders {sizes.decoders / GIB:.1f}, working room {WORKING_BYTES / GIB:.0f}); close "
-        "other programs that use the GPU, try placement='split', or use device='cpu'"
+        f"{device} has {free / GIB:.1f} GiB free, but a small request needs {wanted} (weights: UND {small.und / GIB:.1f}, GEN "
+        f"{small.gen / GIB:.1f}, decoders {small.decoders / GIB:.1f}); close other programs that use the GPU, try "
+        "placement='split', or use device='cpu'"
     )
 
 
@@ -70,7 +107,8 @@ class Movable:
     def visit(self, device: torch.device) -> None:
         """Copy the weights to `device`."""
         for name, parameter in self.module.named_parameters():
-            parameter.data = self.home[name].to(device, non_blocking=True)
+            if parameter.device != device:
+                parameter.data = self.home[name].to(device)
 
     def go_home(self) -> None:
         """Drop the copies."""

@@ -9,9 +9,10 @@ Read next: `schedule.py`, `denoise.py` (who obeys the record).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from cosmos3_lab.captions import Metadata, NegativeDefault, NegativeMetadata
+from cosmos3_lab.configs import check_choice
 from cosmos3_lab.latents import NoiseSource
 from cosmos3_lab.schedule import (
     FLOW_VARIANTS,
@@ -25,7 +26,7 @@ from cosmos3_lab.schedule import (
 # "model" is the dtype of the transformer's weights: bfloat16 on a GPU, so that sigmas and timesteps get rounded too.
 Precision = Literal["float32", "model"]
 
-# What `use_karras_sigmas` may be; "preset" means that the caller did not say.
+# What `use_karras_sigmas` (PhyAI's switch) may be; "preset" means that the caller did not say.
 UseKarras = bool | None | Literal["preset"]
 
 
@@ -45,6 +46,10 @@ class Preset:
         solver_precision: dtype of latents between steps, of sigma in x0 and of the corrector's weights.
         guidance_precision: dtype in which two velocities are combined.
         timestep_precision: dtype of the timestep and of the time embedding's MLP.
+        solver_order: of UniPC, 2 in all references.
+
+    Raises:
+        ValueError: a choice that does not exist.
     """
 
     name: str
@@ -61,6 +66,14 @@ class Preset:
     solver_precision: Precision = "float32"
     guidance_precision: Precision = "float32"
     timestep_precision: Precision = "float32"
+    solver_order: int = 2
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if get_origin(f.type) is Literal:
+                check_choice(f.name, getattr(self, f.name), f.type)
+        if self.solver_order not in (1, 2, 3):
+            raise ValueError(f"got solver_order {self.solver_order}, expected 1, 2 or 3")
 
 
 PRESETS: dict[str, Preset] = {

@@ -26,12 +26,13 @@ from cosmos3_lab.captions import (
     positive_segments,
     resolve_negative_prompt,
 )
+from cosmos3_lab.configs import check_choice
 from cosmos3_lab.sizes import check_fps, effective_num_frames
 
 VISION_START = "<|vision_start|>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cosmos3TokenizedPrompt:
     """Token ids of one prompt, ready for the UND tower.
 
@@ -70,9 +71,11 @@ class Cosmos3Processor:
         metadata: see `cosmos3_generation_caption`.
         negative_metadata: "none" (PhyAI), "same" sentences as a plain prompt (NVIDIA), or "inverse" sentences (diffusers).
         negative_default: what `negative_prompt=None` means: the "structured" one of `default_negative_prompt`, or "empty".
+        aspect_ratio: stated in JSON prompts, such as "16,9"; left out when None.
+        temporal: video frames per latent frame.
 
     Raises:
-        ValueError: the folder holds no tokenizer that this needs, or a size cannot work.
+        ValueError: the folder holds no tokenizer that this needs, a size is not positive, or there is no such choice.
     """
 
     def __init__(
@@ -88,9 +91,17 @@ class Cosmos3Processor:
         metadata: Metadata = "inject",
         negative_metadata: NegativeMetadata = "same",
         negative_default: NegativeDefault = "structured",
+        aspect_ratio: str | None = None,
+        temporal: int = 4,
     ) -> None:
         check_fps(fps)
-        self.clip = Clip(effective_num_frames(num_frames), height, width, fps)
+        check_choice("metadata", metadata, Metadata)
+        check_choice("negative_metadata", negative_metadata, NegativeMetadata)
+        check_choice("negative_default", negative_default, NegativeDefault)
+        if height < 1 or width < 1:
+            raise ValueError(f"got a size of {height}x{width} pixels, expected numbers above 0")
+        self.clip = Clip(effective_num_frames(num_frames, temporal=temporal), height, width, fps)
+        self.aspect_ratio = aspect_ratio
         self.checkpoint_dir = Path(tokenizer_dir).parent
         self.system_prompt = system_prompt
         self.metadata: Metadata = metadata if append_metadata else "none"
@@ -120,11 +131,15 @@ class Cosmos3Processor:
         return self.tokenize(prompt, device=device), self.tokenize_negative(negative_prompt, device=device)
 
     def segments(self, prompt: str) -> tuple[Segment, ...]:
-        """The positive user text in pieces: what the user wrote and what the metadata rule added."""
+        """The positive user text in pieces: what the user wrote and what the metadata rule added.
+
+        Raises:
+            ValueError: the prompt is empty, or is not text.
+        """
         _check_text(prompt)
         if not prompt.strip():
             raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
-        return positive_segments(prompt, self.clip, self.metadata)
+        return positive_segments(prompt, self.clip, self.metadata, self.aspect_ratio)
 
     def negative_segments(self, negative_prompt: str | None = None) -> tuple[Segment, ...]:
         """The negative user text in pieces; None is this processor's default, "" is empty."""
@@ -138,6 +153,9 @@ class Cosmos3Processor:
         Args:
             prompt: the positive prompt; None shows the negative prompt instead.
             negative_prompt: used when `prompt` is None, with the meaning of `tokenize_negative`.
+
+        Raises:
+            ValueError: the prompt is empty, or the checkpoint's chat template changes the text of messages.
         """
         segments = self.negative_segments(negative_prompt) if prompt is None else self.segments(prompt)
         rendered, spans = _role_spans(self._render, self.system_prompt, segments)

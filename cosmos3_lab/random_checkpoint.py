@@ -94,8 +94,10 @@ def write_random_checkpoint(
         device: where the numbers are drawn; a GPU is much faster for "nano".
 
     Raises:
-        ValueError: the folder has something in it.
+        ValueError: no such size, or the folder has something in it.
     """
+    if size not in RECIPES:
+        raise ValueError(f"got size {size!r}, expected one of {', '.join(RECIPES)}")
     folder, recipe = Path(folder), RECIPES[size]
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder")
@@ -112,7 +114,7 @@ def write_random_checkpoint(
         _write_shards(folder / name, tensors, recipe.shard_bytes if name == "transformer" else None)
     _write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER)
     _write_json(folder / "model_index.json", {"_class_name": "Cosmos3OmniPipeline"})
-    _write_tokenizer(folder / "text_tokenizer")
+    write_tokenizer(folder / "text_tokenizer")
     if recipe.defaults is not None:
         _write_json(folder / "cosmos3_lab.json", {"name": f"random-{size}", "defaults": recipe.defaults})
     return folder
@@ -255,8 +257,8 @@ CORPUS = (
 )
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of 320 entries with Qwen's special tokens; enough to try every code path."""
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE of 320 entries with Qwen's special tokens into `folder`; enough to try every code path."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

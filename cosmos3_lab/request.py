@@ -1,18 +1,18 @@
 """What is asked for, in the model's units: latent frames, rows and columns instead of seconds and pixels.
 
-The page calls this record `Cosmos3T2VRequest`; it carries everything that a run needs besides the weights.
+The record is named as in PhyAI, `Cosmos3T2VRequest`; it carries everything that a run needs besides the weights.
 
 Read next: `presets.py` (which recipe), `latents.py` (where the noise comes from).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Int64
 from torch import Tensor
 
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.presets import Preset
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
 from cosmos3_lab.sizes import (
     NANO,
@@ -24,7 +24,7 @@ from cosmos3_lab.sizes import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cosmos3T2VRequest:
     """One generation: tokens of both prompts, the latent grid, and the sampler's settings.
 
@@ -39,6 +39,7 @@ class Cosmos3T2VRequest:
         noise: initial noise to use instead of the seed's.
         sound_frames: number of sound latents; None makes a silent video (T2V), a number sound as well (T2AV).
         sound_dim, sound_latent_fps: None means what the checkpoint says (64 and 25.0 on Nano).
+        preset: the recipe whose prompt rules made the tokens, None for a request written by hand.
 
     Raises:
         ValueError: a field is out of range, or a mask does not belong to its ids.
@@ -57,6 +58,7 @@ class Cosmos3T2VRequest:
     sound_frames: int | None = None
     sound_dim: int | None = None
     sound_latent_fps: float | None = None
+    preset: Preset | None = None
 
     def __post_init__(self) -> None:
         for ids, mask in ((self.text_ids, self.text_mask), (self.neg_text_ids, self.neg_text_mask)):
@@ -97,7 +99,7 @@ def make_request(
     seed: int = 42,
     noise: Latents | None = None,
     media: MediaSpec = NANO,
-    sound_rounding: Literal["integer", "float"] = "integer",
+    preset: Preset | None = None,
 ) -> Cosmos3T2VRequest:
     """Put tokenized prompts and a size in pixels and seconds into a request.
 
@@ -107,20 +109,22 @@ def make_request(
         with_sound: True asks for T2AV.
         num_inference_steps, guidance_scale, seed, noise: see `Cosmos3T2VRequest`.
         media: the checkpoint's units (`models.media`).
-        sound_rounding: see `sound_latent_frames`.
+        preset: the recipe whose prompt rules made the tokens; decides how sound latents are counted.
 
     Raises:
         ValueError: sizes that cannot work, or sound asked of a checkpoint without it.
     """
     if with_sound and media.sound_dim is None:
-        raise ValueError("got with_sound=True, but this checkpoint has no sound (sound_gen is false), try with_sound=False")
+        raise ValueError(
+            "got with_sound=True, but this checkpoint has no sound, or was loaded with load_sound=False; try with_sound=False"
+        )
     check_fps(fps)
     video_shape = pixel_to_latent_shape(num_frames, height, width, temporal=media.temporal, spatial=media.spatial)
     frames = effective_num_frames(num_frames, temporal=media.temporal)
     sound_frames = None
     if with_sound:
         rates = {"sampling_rate": media.sampling_rate, "hop_size": media.hop_size}
-        sound_frames = sound_latent_frames(frames, fps, rounding=sound_rounding, **rates)
+        sound_frames = sound_latent_frames(frames, fps, rounding=preset.sound_rounding if preset else "integer", **rates)
     return Cosmos3T2VRequest(
         text_ids=cond.text_ids,
         text_mask=cond.text_mask,
@@ -135,4 +139,5 @@ def make_request(
         sound_frames=sound_frames,
         sound_dim=media.sound_dim if with_sound else None,
         sound_latent_fps=media.sound_latent_fps if with_sound else None,
+        preset=preset,
     )

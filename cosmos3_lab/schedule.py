@@ -41,10 +41,16 @@ SUPPORTED_SCHEDULER: dict[str, Any] = {
     "solver_order": 2,
     "predict_x0": True,
     "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "disable_corrector": [],
+    "thresholding": False,
+    "shift_terminal": None,
+    "solver_p": None,
+    "rescale_betas_zero_snr": False,
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """Sigmas and timesteps of one run.
 

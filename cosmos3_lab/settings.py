@@ -4,6 +4,7 @@ Read next: `checkpoint.py`.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from cosmos3_lab.sound_avae import SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config
 from cosmos3_lab.video_vae import VideoVAEConfig
 from cosmos3_lab.weights import CheckpointError
+
+COMPONENTS = ("transformer", "vae", "text_tokenizer", "sound_tokenizer", "scheduler")  # the first three are always needed
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class CheckpointConfigs:
     """The parsed settings of a checkpoint folder.
 
     Attributes:
+        folder: of the checkpoint.
         transformer, vae, sound: of the components; `sound` is None without a sound_tokenizer folder.
         scheduler: the raw scheduler file, None where there is none.
         defaults: of `cosmos3_lab.json`, else Nano's.
     """
 
+    folder: Path
     transformer: Cosmos3Config
     vae: VideoVAEConfig
     sound: SoundAVAEConfig | None
@@ -58,27 +63,59 @@ class CheckpointConfigs:
     defaults: Defaults
 
     @property
+    def processor_dir(self) -> Path:
+        """The tokenizer's folder, for `Cosmos3Processor`."""
+        return self.folder / "text_tokenizer"
+
+    @property
     def has_sound(self) -> bool:
         """Whether T2AV can be asked for: the transformer has sound heads and the AVAE is there."""
         return self.transformer.sound_gen and self.sound is not None
 
+    @property
+    def media(self) -> MediaSpec:
+        """The checkpoint's units."""
+        config, vae, sound = self.transformer, self.vae, self.sound if self.has_sound else None
+        return MediaSpec(
+            temporal=vae.scale_factor_temporal,
+            spatial=vae.scale_factor_spatial,
+            channels=config.latent_channel,
+            sampling_rate=MediaSpec.sampling_rate if sound is None else sound.sampling_rate,
+            hop_size=MediaSpec.hop_size if sound is None else sound.hop_size,
+            sound_dim=None if sound is None else config.sound_dim,
+            sound_latent_fps=config.sound_latent_fps,
+        )
 
-def media_spec(configs: CheckpointConfigs) -> MediaSpec:
-    """The checkpoint's units."""
-    config, vae, sound = configs.transformer, configs.vae, configs.sound if configs.has_sound else None
-    return MediaSpec(
-        temporal=vae.scale_factor_temporal,
-        spatial=vae.scale_factor_spatial,
-        channels=config.latent_channel,
-        sampling_rate=MediaSpec.sampling_rate if sound is None else sound.sampling_rate,
-        hop_size=MediaSpec.hop_size if sound is None else sound.hop_size,
-        sound_dim=None if sound is None else config.sound_dim,
-        sound_latent_fps=config.sound_latent_fps,
-    )
+
+def resolve_folder(folder: str | Path | None) -> Path:
+    """The checkpoint folder that was asked for, with everything in it that every run needs.
+
+    Args:
+        folder: None takes the environment variable COSMOS3_CHECKPOINT.
+
+    Raises:
+        CheckpointError: no folder was named, or a component is missing.
+    """
+    folder = os.environ.get("COSMOS3_CHECKPOINT") if folder is None else folder
+    if not folder:
+        raise CheckpointError("got no checkpoint, expected a folder or the environment variable COSMOS3_CHECKPOINT")
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
+    for component in COMPONENTS[:3]:
+        if not (path / component).is_dir():
+            raise CheckpointError(f"{path} has no {component}/ folder; copy the whole checkpoint")
+    if not (path / "text_tokenizer" / "tokenizer.json").is_file():
+        raise CheckpointError(f"{path / 'text_tokenizer'} has no tokenizer.json; copy the whole checkpoint")
+    return path
 
 
-def read_configs(folder: Path) -> CheckpointConfigs:
+def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
     """Read and check every settings file of a checkpoint folder.
+
+    Args:
+        folder: of the checkpoint.
+        with_sound: False leaves sound_tokenizer/ unread, as if it were not there.
 
     Raises:
         CheckpointError: a file is missing, broken, or contradicts another; names the folder and the field.
@@ -89,7 +126,7 @@ def read_configs(folder: Path) -> CheckpointConfigs:
         transformer = Cosmos3Config.from_dict(
             _read_json(folder / "transformer" / "config.json"), temporal_compression_factor=vae.scale_factor_temporal
         )
-        has_sound = (folder / "sound_tokenizer").is_dir()
+        has_sound = with_sound and (folder / "sound_tokenizer").is_dir()
         sound = SoundAVAEConfig.from_dict(_read_json(folder / "sound_tokenizer" / "config.json")) if has_sound else None
         defaults = _read_defaults(folder / "cosmos3_lab.json")
     except CheckpointError:
@@ -104,7 +141,8 @@ def read_configs(folder: Path) -> CheckpointConfigs:
     for left, a, right, b in pairs:
         if a != b:
             raise CheckpointError(f"{folder}: the {left} is {a} and the {right} is {b}; the components do not belong together")
-    return CheckpointConfigs(transformer, vae, sound, _read_json(scheduler) if scheduler.is_file() else None, defaults)
+    scheduler_config = _read_json(scheduler) if scheduler.is_file() else None
+    return CheckpointConfigs(folder, transformer, vae, sound, scheduler_config, defaults)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -121,7 +159,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_defaults(path: Path) -> Defaults:
     if not path.is_file():
-        return Defaults()
+        return Defaults(name=path.parent.name)
     file = _read_json(path)
     settings, about = file.get("defaults", {}), ("name", "example_prompts")
     if not isinstance(settings, dict):

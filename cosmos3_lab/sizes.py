@@ -1,7 +1,7 @@
 """Seconds and pixels on one side, latent frames, rows and columns on the other.
 
 The video VAE keeps the first frame alone and then packs 4 frames into one latent frame, and 16 x 16 pixels into one latent
-pixel (Nano; pico packs 8 x 8); the sound AVAE packs 1920 audio samples into one latent, 25 a second.
+pixel (Nano; small checkpoints may pack 8 x 8); the sound AVAE packs 1920 audio samples into one latent, 25 a second.
 
 Read next: `prompt.py`, whose metadata sentences state the same sizes to the model in words.
 """
@@ -9,6 +9,8 @@ Read next: `prompt.py`, whose metadata sentences state the same sizes to the mod
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+from cosmos3_lab.configs import check_choice
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ def pixel_to_latent_shape(
     return (effective_num_frames(num_frames, temporal=temporal) - 1) // temporal + 1, height // spatial, width // spatial
 
 
+def latent_to_pixel_shape(video_shape: tuple[int, int, int], *, temporal: int = 4, spatial: int = 16) -> tuple[int, int, int]:
+    """`(num_frames, height, width)` that a latent grid `(t, h, w)` decodes to, the inverse of `pixel_to_latent_shape`."""
+    t, h, w = video_shape
+    return (t - 1) * temporal + 1, h * spatial, w * spatial
+
+
 def sound_latent_frames(
     num_frames: int,
     fps: float,
@@ -85,7 +93,11 @@ def sound_latent_frames(
         sampling_rate, hop_size: the AVAE's (Nano 48000 Hz and 1920 samples).
         rounding: "integer" counts whole audio samples first (NVIDIA, diffusers); "float" is PhyAI's
             `ceil(seconds * 25.0)`, one more where the product lands a hair above an integer.
+
+    Raises:
+        ValueError: no such rounding.
     """
+    check_choice("rounding", rounding, Literal["integer", "float"])
     if rounding == "float":
         return math.ceil(num_frames / fps * (sampling_rate / hop_size))
     return -(-int(num_frames / fps * sampling_rate) // hop_size)

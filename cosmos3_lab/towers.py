@@ -8,7 +8,7 @@ Read next: `transformer.py`, which runs them. Source: Cosmos3OmniTransformer of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from cosmos3_lab.layers import MLP, RMSNorm, TimestepEmbedder, apply_rotary, att
 class Cosmos3Config:
     """Shape of both towers: the keys of `transformer/config.json` that matter here, with Nano's values.
 
-    `temporal_compression_factor` is not in Nano's file; the loader takes it from `vae/config.json`.
+    `temporal_compression_factor` is not in Nano's file; the loader takes it from `vae/config.json`. `mrope_section` is inside
+    the file's `rope_scaling`, or is its `rope_axes_dim` in newer exports.
     """
 
     hidden_size: int = 4096
@@ -66,11 +67,14 @@ class Cosmos3Config:
                     f"transformer/config.json has {key} = {config[key]!r} ({meaning}); only {supported!r} is supported, "
                     "the architecture of Cosmos3-Nano"
                 )
-        given = {k: v for k, v in config.items() if k not in ("mrope_section", "temporal_compression_factor")}
-        known = read_fields(cls, given, file="transformer/config.json")
         rope_scaling = config.get("rope_scaling") or {}
-        sections = config.get("rope_axes_dim") or (isinstance(rope_scaling, dict) and rope_scaling.get("mrope_section"))
-        known |= read_fields(cls, {"mrope_section": sections or None}, file="transformer/config.json")
+        if not isinstance(rope_scaling, dict) or not rope_scaling.get("mrope_interleaved", True):
+            raise ValueError("transformer/config.json has another rope_scaling than the interleaved mRoPE of Cosmos3-Nano")
+        given = {k: v for k, v in config.items() if k != "temporal_compression_factor"}
+        given["mrope_section"] = config.get("rope_axes_dim") or rope_scaling.get("mrope_section")
+        optional = ("temporal_compression_factor", "sound_gen", "sound_dim", "sound_latent_fps")
+        required = tuple(f.name for f in fields(cls) if f.name not in optional)
+        known = read_fields(cls, given, file="transformer/config.json", required=required)
         built = cls(**known, temporal_compression_factor=temporal_compression_factor)
         built._check(config.get("patch_latent_dim", built.patch_latent_dim))
         return built
@@ -105,11 +109,12 @@ SUPPORTED_ARCHITECTURE: dict[str, tuple[Any, str]] = {
     "joint_attn_implementation": ("two_way", "how the towers attend to each other"),
     "unified_3d_mrope_reset_spatial_ids": (True, "rows and columns count from zero"),
     "temporal_compression_factor_sound": (1, "sound tokens per sound latent"),
+    "position_embedding_type": ("unified_3d_mrope", "how positions enter"),
     "video_temporal_causal": (False, "a causal mask over frames"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rope:
     """Cosine and sine `[s, d_head / 2]` of a sequence, in the model's dtype."""
 
@@ -117,7 +122,7 @@ class Rope:
     sin: Float[Tensor, "s half"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerKV:
     """Keys and values `[s_text, kv_heads, d_head]` of one UND layer, after QK norm and rotary embedding."""
 

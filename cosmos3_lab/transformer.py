@@ -27,7 +27,7 @@ from cosmos3_lab.positions import (
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, GENLayer, LayerKV, Rope
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cosmos3Condition:
     """What GEN needs to know of a prompt: text K/V of every layer, and where the media tokens stand.
 
@@ -77,7 +77,7 @@ def encode_condition(
         )
     x, cached = transformer.und.embed_tokens(kept), []
     rope = _rope(c, compute_mrope_position_ids_text(len(kept)), x)
-    for layer in transformer.und.layers:
+    for layer in transformer.und.layers:  # of the last layer only the K and V are used; its output goes nowhere
         x, kv = layer(x, rope)
         cached.append(kv)
     layout = TokenLayout(len(kept), video_shape, c.latent_patch_size, sound_len or 0)
@@ -133,7 +133,17 @@ def run_gen_layers(
     start: int = 0,
     stop: int | None = None,
 ) -> Float[Tensor, "s_gen d_model"]:
-    """The residual stream after GEN layers `start` to `stop - 1`; all layers by default."""
+    """The residual stream after GEN layers `start` to `stop - 1`; all layers by default.
+
+    Args:
+        transformer: its GEN tower must be on the tokens' device.
+        tokens: from `embed_gen_tokens`, or from an earlier call that stopped at `start`.
+        cond: of this branch.
+        start, stop: layer numbers.
+
+    Raises:
+        ValueError: not `0 <= start <= stop <= number of layers`.
+    """
     for layer, text in _layers(transformer, cond, start, stop):
         tokens = layer(tokens, text, cond.freqs_gen)
     return tokens
@@ -168,7 +178,14 @@ def predict_velocity(
 
     Returns:
         Velocities in the model's dtype, shaped as `latents`.
+
+    Raises:
+        ValueError: the condition was made for latents of another shape.
     """
+    got = (tuple(latents.video.shape[2:]), 0 if latents.sound is None else latents.sound.shape[1])
+    want = (cond.layout.video_shape, cond.layout.n_sound)
+    if got != want:
+        raise ValueError(f"got latents of shape and sound length {got}, but the condition was encoded for {want}")
     tokens = embed_gen_tokens(transformer, latents, timestep, timestep_dtype=timestep_dtype)
     return project_velocity(transformer, run_gen_layers(transformer, tokens, cond), cond.layout)
 

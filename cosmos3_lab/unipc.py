@@ -24,7 +24,7 @@ from cosmos3_lab.schedule import Schedule, half_log_snr, velocity_to_x0
 SOLVER_ORDER = 2  # scheduler_config.json: solver_order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UniPCState:
     """Everything the solver remembers of one modality. Tensors are never written in place, so states share them freely.
 
@@ -47,7 +47,7 @@ class UniPCState:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UniPCStep:
     """One step taken apart.
 
@@ -155,7 +155,7 @@ def unipc_step(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Coefficients:
     """Numbers of one step, computed in float32. Plain floats, so that a bfloat16 sample does not round them first."""
 
@@ -188,9 +188,11 @@ def _bh2(sigmas: Float32[Tensor, " n_plus_1"], *, start: int, order: int, correc
 
 
 def _rhos(rs: Float32[Tensor, " d"], hh: Float32[Tensor, ""], b_h: Float32[Tensor, ""]) -> Float32[Tensor, " d"]:
-    """Weights that make the step exact for polynomials: `sum_k r_k^(j-1) rho_k = b_j`, j = 1 ... d.
+    """Weights that make the step exact where x0 is a polynomial in lambda: `sum_k r_k^(j-1) rho_k = b_j`, j = 1 ... d.
 
-    One weight alone is set to 1/2 instead of solved for, in the paper and in all references.
+    `b_j = j! * phi_(j+1)(hh) / B(h)` with the exponential integrals `phi_1(z) = (e^z - 1) / z` and
+    `phi_(j+1)(z) = (phi_j(z) - 1 / j!) / z` at `hh = -h` (the paper's section 3; the loop divides by h as it goes). One
+    weight alone is set to 1/2 instead of solved for, in the paper and in all references.
     """
     count = len(rs)
     if count < 2:

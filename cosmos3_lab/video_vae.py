@@ -51,7 +51,7 @@ class VideoVAEConfig:
         """
         if not config.get("is_residual", False) or config.get("attn_scales"):
             raise ValueError("vae/config.json is not a Wan 2.2 VAE (expected is_residual true and attn_scales empty)")
-        known = read_fields(cls, config, file="vae/config.json", signed=("latents_mean",))
+        known = read_fields(cls, config, file="vae/config.json", signed=("latents_mean",), required=VAE_KEYS)
         built = cls(**{"decoder_base_dim": known.get("base_dim", cls.base_dim), **known})
         built._check()
         return built
@@ -70,6 +70,10 @@ class VideoVAEConfig:
                 f"vae/config.json: the layers compress {spatial}x in space and {temporal}x in time, but the file says "
                 f"{self.scale_factor_spatial}x and {self.scale_factor_temporal}x"
             )
+
+
+# Without these the file would load and decode wrongly; the others are checked against the weights' shapes.
+VAE_KEYS = ("z_dim", "base_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
 
 
 @dataclass

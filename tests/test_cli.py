@@ -269,3 +269,21 @@ def test_python_m_cosmos3_lab_is_the_command():
 
 def test_no_command_shows_the_help():
     assert "generate" in call().output
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset", "nativ"],
+        ["--height", "50"],
+        ["--steps", "0"],
+        ["--prompt", " "],
+        ["--flow-shift", "5", "--use-karras-sigmas", "true"],
+    ],
+)
+def test_bad_arguments_are_found_before_weights_are_read(tiny_folder, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("cosmos3_lab.cli.load_cosmos3", lambda *a, **k: pytest.fail("loaded"))
+    ran = CliRunner().invoke(
+        app, ["generate", "--checkpoint", str(tiny_folder), "--out", str(tmp_path), "--prompt", "a ball", *flags]
+    )
+    assert ran.exit_code == 2, ran.output

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cosmos3_lab import generate, load_cosmos3, memory
+from cosmos3_lab.layers import attention
 
 pytestmark = pytest.mark.cuda
 
@@ -78,7 +79,21 @@ def test_a_loaded_gpu_chooses_split(tiny_folder, monkeypatch):
         assert models.placement == "resident"
         und, gen = (sum(p.numel() for p in t.parameters()) * 2 for t in (models.transformer.und, models.transformer.gen))
         decoders = sum(p.numel() for m in (models.vae, models.avae) for p in m.parameters()) * 2
-    enough_for_one = max(und, gen) + decoders + memory.WORKING_BYTES
+    enough_for_one = memory.MemoryNeed(und, gen, decoders).peak("split")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (enough_for_one, 2**37))
+    monkeypatch.setattr(memory.MemoryNeed, "peak", lambda need, placement: enough_for_one + (placement == "resident"))
     with load_cosmos3(tiny_folder, device="cuda") as models:
         assert models.placement == "split"
+    with pytest.raises(MemoryError, match="GiB free"):
+        load_cosmos3(tiny_folder, device="cuda", placement="resident")
+
+
+def test_attention_in_float32_does_not_build_the_whole_matrix():
+    """20,000 queries and keys in 4 heads would be 6.4 GB."""
+    q, k, v = (torch.randn(20_000, heads, 64, device="cuda") for heads in (4, 2, 2))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attention(q, k, v, causal=False)
+    assert torch.cuda.max_memory_allocated() - before < 500_000_000
+    rows = torch.softmax(q[:5, 3] @ k[:, 1].T / 8, dim=-1) @ v[:, 1]
+    assert (out[:5].unflatten(-1, (4, 64))[:, 3] - rows).abs().max() < 1e-4

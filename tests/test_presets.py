@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cosmos3_lab import PRESETS, Preset, flow_schedule, get_preset, karras_schedule
+from cosmos3_lab.captions import Metadata
 from cosmos3_lab.presets import compare, comparison_rows, resolve_schedule
 from cosmos3_lab.random_checkpoint import NANO_SCHEDULER
 
@@ -28,6 +29,7 @@ CHOICES = {
     "solver_precision": ("float32", "model", "float32"),
     "guidance_precision": ("float32", "model", "float32"),
     "timestep_precision": ("float32", "model", "float32"),
+    "solver_order": (2, 2, 2),
 }
 
 
@@ -162,3 +164,17 @@ def test_a_finished_schedule_is_used_as_it_is():
 
 def test_a_flow_needs_no_scheduler_file():
     assert resolve(scheduler_config=None).name == "native-flow"
+
+
+@pytest.mark.parametrize("field", [f for f in CHOICES if isinstance(CHOICES[f][0], str)])
+def test_a_choice_that_does_not_exist_is_refused(field):
+    with pytest.raises(Exception, match=field):  # ValueError, or beartype's error where it looks first
+        replace(NATIVE, **{field: "nonsense"})
+
+
+def test_choices_are_checked_without_beartype():
+    from cosmos3_lab.configs import check_choice
+
+    with pytest.raises(ValueError, match="got metadata='sentence', expected one of 'inject', 'sentences', 'none'"):
+        check_choice("metadata", "sentence", Metadata)
+    check_choice("metadata", "sentences", Metadata)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cosmos3_lab import (
+    PRESETS,
     Latents,
     Schedule,
     decode_latents,
@@ -173,7 +174,7 @@ def test_the_mp4_is_the_output(av_run):
 
 
 def test_every_phase_is_timed(tiny, av_run):
-    assert set(av_run.timings) == {*PHASES, "denoise", "decode"}
+    assert set(av_run.timings) == {*PHASES, "condition", "denoise", "decode"}
     assert PHASES == ("model_load", "preprocess", "inference", "to_cpu", "encode")
     assert all(seconds > 0 for seconds in av_run.timings.values())
     assert av_run.timings["model_load"] == tiny.load_seconds
@@ -471,7 +472,7 @@ def test_a_state_of_another_request_is_refused(tiny, saved, changes, name):
     [
         ({"flow_shift": 5.0}, ["schedule"]),
         ({"schedule": "karras"}, ["schedule"]),
-        ({"preset": "phyai"}, ["schedule", "precision"]),
+        ({"preset": "phyai"}, ["schedule", "preset"]),
     ],
     ids=str,
 )
@@ -791,3 +792,66 @@ def test_an_mp4_needs_its_name(av_run, tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.mp4"):
         save_mp4(av_run.output, tmp_path / "video.avi")
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("part", ["proj_out", "audio_proj_out"])
+def test_numbers_that_are_not_finite_stop_the_run(tiny_folder, tmp_path, part):
+    with load_cosmos3(tiny_folder, device="cpu") as models:
+        getattr(models.transformer.gen, part).weight.data[0, 0] = float("nan")
+        with pytest.raises(FloatingPointError, match="step 0: .*not finite"):
+            generate(models, "a ball", with_sound=True, num_inference_steps=2, progress=False, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_is_not_continued_with_other_media_weights(tiny, tiny_folder, tmp_path):
+    inputs, state = prepare_denoise(tiny, prepare_request(tiny, "a ball", num_frames=1, num_inference_steps=3))
+    path = save_state(tmp_path / "run.safetensors", inputs, state)
+    other = replace(inputs, checkpoint="another")
+    with pytest.raises(ValueError, match="the checkpoint's weights differ"):
+        load_state(path, other)
+
+
+def test_a_state_whose_noise_was_bfloat16_can_be_saved(tiny, tmp_path):
+    request = prepare_request(tiny, "a ball", num_frames=1, num_inference_steps=2)
+    inputs, state = prepare_denoise(tiny, request)
+    again = replace(request, noise=state.latents.to(torch.bfloat16))
+    inputs, state = prepare_denoise(tiny, again)
+    assert load_state(save_state(tmp_path / "run.safetensors", inputs, state), inputs).step_index == 0
+
+
+def test_a_condition_of_another_shape_is_refused(tiny):
+    request = prepare_request(tiny, "a ball", num_frames=1, height=32, width=64)
+    inputs, _ = prepare_denoise(tiny, request)
+    turned = Latents(torch.zeros(1, 8, 1, 4, 2))
+    with pytest.raises(ValueError, match="condition was encoded for"):
+        predict_velocity(tiny.transformer, turned, 500, inputs.cond)
+
+
+def test_a_request_brings_its_recipe(tiny):
+    request = prepare_request(tiny, "a ball", num_frames=1, preset="phyai")
+    assert prepare_denoise(tiny, request)[0].preset.name == "phyai"
+    assert prepare_denoise(tiny, request, preset="native")[0].preset.name == "native"
+
+
+def test_the_manifest_says_which_choices_were_made(tiny):
+    own = replace(PRESETS["native"], metadata="none")
+    result = generate(tiny, "a ball", num_frames=1, num_inference_steps=1, preset=own, progress=False)
+    assert result.manifest["choices"]["metadata"] == "none"
+    assert result.manifest["negative_prompt_source"] == "the lab's own structured negative prompt"
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip", "../clip.mp4"])
+def test_a_bad_file_name_is_found_before_the_run(tiny, tmp_path, name):
+    with pytest.raises(ValueError, match="file name that ends in .mp4"):
+        generate(tiny, "a ball", out=tmp_path, name=name, progress=False)
+
+
+def test_solver_order_comes_from_the_preset(tiny):
+    orders = []
+    for order in (1, 2, 3):
+        preset = replace(PRESETS["native"], solver_order=order)
+        result = generate(tiny, "a ball", num_frames=1, num_inference_steps=6, preset=preset, progress=False)
+        orders.append([(r.order, r.corrector_order) for r in result.records])
+    assert orders[0] == [(1, 0)] + [(1, 1)] * 5
+    assert orders[1] == [(1, 0), (2, 1), (2, 2), (2, 2), (2, 2), (1, 2)]
+    assert orders[2] == [(1, 0), (2, 1), (3, 2), (3, 3), (2, 3), (1, 2)]

@@ -270,3 +270,24 @@ def test_log_snr():
     torch.testing.assert_close(half_log_snr(sigma), expected / 2, atol=1e-12, rtol=0)
     assert log_snr(torch.tensor(0.5)) == 0
     assert log_snr(torch.tensor(0.0)) == math.inf
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lower_order_final": False},
+        {"disable_corrector": [0]},
+        {"thresholding": True},
+        {"shift_terminal": 0.1},
+        {"solver_order": 3},
+        {"sigma_min": "x"},
+        {"sigma_max": None},
+        {"flow_shift": [1]},
+        {"use_karras_sigmas": "false"},
+    ],
+)
+def test_scheduler_files_of_another_sampler_are_refused(change):
+    from cosmos3_lab.random_checkpoint import NANO_SCHEDULER
+
+    with pytest.raises(ValueError, match=next(iter(change))):
+        schedule_from_config(NANO_SCHEDULER | change, 4)

@@ -7,6 +7,7 @@ import torch
 
 from cosmos3_lab import (
     NANO,
+    PRESETS,
     Cosmos3T2VRequest,
     Cosmos3TokenizedPrompt,
     effective_num_frames,
@@ -168,7 +169,14 @@ def test_make_request_counts_sound_of_the_effective_frames():
 
 @pytest.mark.parametrize(("rounding", "frames"), [("integer", 109), ("float", 110)])
 def test_make_request_obeys_the_rounding(rounding, frames):
-    r = make_request(prompt(5), prompt(3), num_frames=109, fps=25.0, with_sound=True, sound_rounding=rounding)
+    r = make_request(
+        prompt(5),
+        prompt(3),
+        num_frames=109,
+        fps=25.0,
+        with_sound=True,
+        preset=replace(PRESETS["native"], sound_rounding=rounding),
+    )
     assert r.sound_frames == frames
 
 
@@ -185,7 +193,7 @@ def test_make_request_uses_the_checkpoints_units():
         ({"height": 100}, "got height 100, .* try 96 or 112"),
         ({"fps": 0.0}, "got fps 0"),
         ({"num_frames": 0}, "got num_frames 0"),
-        ({"with_sound": True, "media": replace(NANO, sound_dim=None)}, "no sound .* try with_sound=False"),
+        ({"with_sound": True, "media": replace(NANO, sound_dim=None)}, "no sound.* try with_sound=False"),
         ({"seed": -1}, "got seed -1"),
     ],
 )
