@@ -17,7 +17,7 @@ import torch
 from measuring import GIB, Results, host_memory, peak_gpu
 
 from cosmos3_lab import Cosmos3TokenizedPrompt, load_cosmos3, make_request, read_mp4, run_request
-from cosmos3_lab.generate import PHASES
+from cosmos3_lab.generate import INFERENCE_PARTS, PHASES
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
 
 
@@ -94,7 +94,7 @@ def run(results, models, size, out):
     steps = [r.seconds for r in result.records]
     back = read_mp4(result.path)
     row = {
-        "timings_s": {p: round(result.timings[p], 2) for p in (*PHASES, "denoise", "decode")},
+        "timings_s": {p: round(result.timings[p], 2) for p in (*PHASES, *INFERENCE_PARTS)},
         "median_step_s": round(sorted(steps)[len(steps) // 2], 4),
         "slowest_step_s": round(max(steps), 4),
         "peak_gpu_gib_allocated_reserved": peak_gpu(),

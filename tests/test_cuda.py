@@ -69,8 +69,8 @@ def test_time_embedder_stays_in_float32(tiny_folder):
 
 
 def test_what_does_not_fit_names_the_numbers(tiny_folder, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**37))
-    with pytest.raises(MemoryError, match=r"1\.0 GiB free.*resident.*split"):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**20, 2**37))
+    with pytest.raises(MemoryError, match=r"0\.0 GiB free.*resident.*split"):
         load_cosmos3(tiny_folder, device="cuda")
 
 
