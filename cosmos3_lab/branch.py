@@ -187,7 +187,7 @@ def _fingerprint(inputs: DenoiseInputs) -> dict[str, str]:
         "prompt": _digest(r.text_ids, r.text_mask),
         "negative prompt": _digest(r.neg_text_ids, r.neg_text_mask) if inputs.uncond is not None else "unused",
         "fps": f"{float(r.fps)!r}, sound latents {r.sound_latent_fps}",
-        "seed or noise": str(r.seed) if r.noise is None else _digest(r.noise.video),
+        "seed or noise": str(r.seed) if r.noise is None else _digest(*filter(torch.is_tensor, (r.noise.video, r.noise.sound))),
         "guidance_scale": repr(float(inputs.guidance_scale)),
         "the checkpoint's weights": inputs.checkpoint,
         "dtype": str(inputs.cond.cached_kv[0].k.dtype),

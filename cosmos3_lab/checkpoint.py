@@ -20,7 +20,7 @@ from torch import nn
 
 from cosmos3_lab.memory import MemoryNeed, Movable, Placement, choose_placement, working_room
 from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs, resolve_folder
-from cosmos3_lab.sizes import MediaSpec, pixel_to_latent_shape, sound_latent_frames
+from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE
@@ -42,7 +42,7 @@ class Cosmos3Models:
         vae: video decoder, and its encoder where asked for.
         avae: sound decoder, None for silent runs.
         configs: the checkpoint's settings.
-        fingerprint: of the transformer's files, to recognise them again.
+        fingerprint: of the transformer's files and config, to recognise them again.
         device: where the work happens.
         placement: "resident" or "split".
         load_seconds, load_bytes: how long loading took, and how much was read.
@@ -185,7 +185,7 @@ def load_cosmos3(
         vae=vae,
         avae=avae,
         configs=configs,
-        fingerprint=fingerprint(sorted({info.file for info in tensors["transformer"].values()})),
+        fingerprint=fingerprint(tensors["transformer"].values(), repr(configs.transformer)),
         device=device,
         placement=placement,
         load_seconds=_seconds_since(begin, device),
@@ -282,10 +282,16 @@ def _memory_needs(
     decoders = sum(size(name, part.module) for name, part in parts.items() if name != "transformer")
     small = MemoryNeed(size("transformer", towers.und), size("transformer", towers.gen), decoders)
     d, m = configs.defaults, configs.media
-    grid = pixel_to_latent_shape(d.num_frames, d.height, d.width, temporal=m.temporal, spatial=m.spatial)
-    tokens = sound_latent_frames(d.num_frames, d.fps, sampling_rate=m.sampling_rate, hop_size=m.hop_size)
-    tokens += grid[0] * -(-grid[1] // 2) * -(-grid[2] // 2)
-    denoise, decode = working_room(configs.transformer, configs.vae, tokens, d.height * d.width)
+    rows, columns = (-(-pixels // (2 * m.spatial)) for pixels in (d.height, d.width))
+    media_tokens = (d.num_frames // m.temporal + 1) * rows * columns + round(d.num_frames / d.fps * m.sound_latent_fps)
+    denoise, decode = working_room(
+        configs.transformer,
+        configs.vae,
+        media_tokens=media_tokens,
+        text_tokens=4000,  # a long prompt and the structured negative one
+        frame_pixels=d.height * d.width,
+        dtypes=(dtypes["transformer"], dtypes["vae"]),
+    )
     return small, replace(small, denoise=denoise, decode=decode)
 
 

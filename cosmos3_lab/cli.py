@@ -15,8 +15,9 @@ from rich.table import Table
 from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import load_cosmos3
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, prepare_request, run_request
+from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, run_request
 from cosmos3_lab.inspection import inspect_checkpoint
+from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import get_preset, resolve_schedule
 from cosmos3_lab.settings import read_configs, resolve_folder
 
@@ -68,14 +69,13 @@ def generate(
     What is not given comes from the checkpoint's cosmos3_lab.json, and from Nano's defaults where it has none.
     """
     with _one_line_errors():
-        check_writable(out)
         # Everything that can be wrong with the arguments is found before gigabytes are read.
         configs = read_configs(resolve_folder(checkpoint), with_sound=sound)
         if prompt is None:
             if not configs.defaults.example_prompts:
                 raise ValueError("got no --prompt, and this checkpoint names no example; describe the video")
             prompt = configs.defaults.example_prompts[0]
-        recipe, begin = get_preset(preset or configs.defaults.preset), time.perf_counter()
+        recipe, begin = get_preset(configs.defaults.preset if preset is None else preset), time.perf_counter()
         request = prepare_request(
             configs,
             prompt,
@@ -98,6 +98,7 @@ def generate(
             scheduler_config=configs.scheduler,
             default_flow_shift=configs.defaults.flow_shift,
         )
+        check_writable(out)
         preprocess = time.perf_counter() - begin
         console.print(f"prompt: {escape(prompt)}", highlight=False, soft_wrap=True)
         with load_cosmos3(configs.folder, device=device, dtype=DTYPES[dtype], load_sound=sound, placement=placement) as models:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from math import isfinite
 from types import NoneType
 from typing import Any, get_args, get_origin
 
@@ -56,7 +55,7 @@ def read_fields(
 def _check_range(value: Any, what: str, *, signed: bool) -> None:  # noqa: ANN401  (JSON values)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not isfinite(value) or abs(value) > LARGEST or (value <= 0 and not signed):
+    if not abs(value) <= LARGEST or (value <= 0 and not signed):  # also refuses NaN
         raise ValueError(f"{what}, expected {'a number' if signed else 'a number above 0'} and not beyond {LARGEST}")
 
 
@@ -68,7 +67,7 @@ def _checked(value: Any, wanted: Any, what: str) -> Any:  # noqa: ANN401  (JSON 
         return tuple(_checked(item, options[0], what) for item in value)
     wanted = options[0] if options else wanted
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(min(max(value, -2 * LARGEST), 2 * LARGEST))  # an integer beyond float's range is refused a line later
     if type(value) is not wanted:
         raise ValueError(f"{what}, expected {wanted.__name__}")
     return value

@@ -255,7 +255,7 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
     Raises:
         ValueError: the schedule is at its end.
         FloatingPointError: a velocity or sample is infinite or not a number.
-        RuntimeError: the GEN tower is not on the latents' device.
+        ValueError: the GEN tower is not on the latents' device.
     """
     begin, i, schedule = time.perf_counter(), state.step_index, inputs.schedule
     if not 0 <= i < schedule.num_steps:
@@ -263,7 +263,7 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
     latents = state.latents
     gen_device = transformer.gen.proj_in.weight.device
     if gen_device != latents.video.device:
-        raise RuntimeError(
+        raise ValueError(
             f"the GEN tower is on {gen_device} and the latents are on {latents.video.device}; with split placement call "
             "models.place('gen') first (closed models are on 'meta': load them again)"
         )

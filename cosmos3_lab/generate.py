@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from cosmos3_lab.captions import resolve_negative_prompt
@@ -22,15 +23,23 @@ from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, d
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput, save_mp4, to_uint8_frames
+from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
-from cosmos3_lab.prompt import Cosmos3Processor
-from cosmos3_lab.request import Cosmos3T2VRequest, make_request
+from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
-from cosmos3_lab.settings import CheckpointConfigs
-from cosmos3_lab.sizes import effective_num_frames, latent_to_pixel_shape, pixel_to_latent_shape
+from cosmos3_lab.sizes import latent_to_pixel_shape
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.video_vae import iter_decode_video
 
+# Choices of a preset that were made when the request was, in case it is then run with another preset.
+PROMPT_CHOICES = (
+    "system_prompt",
+    "system_prompt_image",
+    "metadata",
+    "negative_metadata",
+    "negative_default",
+    "sound_rounding",
+)
 PHASES = ("model_load", "preprocess", "inference", "to_cpu", "encode")
 INFERENCE_PARTS = ("condition", "denoise", "decode")
 
@@ -44,7 +53,8 @@ class Generation:
         latents: the last ones, clean unless the run was stopped early.
         records: one per step, with what `keep` asked for.
         timings: seconds of PhyAI's phases `model_load, preprocess, inference, to_cpu, encode` (phases that did not happen are
-            0), and of `condition` (encoding the prompts), `denoise` and `decode` within inference.
+            0; model_load is that of the models, also in their later runs), and of `condition` (encoding the prompts),
+            `denoise` and `decode` within inference.
         inputs, state: to look at, continue (`denoise`) or fork.
         manifest: the effective settings, as plain values.
         path: of the mp4, None where none was written.
@@ -66,7 +76,7 @@ class Generation:
 
     def __repr__(self) -> str:
         result = f"stopped before step {self.state.step_index}" if self.stopped else repr(self.output)
-        return f"Generation({result}, {sum(self.timings[p] for p in PHASES):.1f} s, path={self.path})"
+        return f"Generation({result}, {sum(self.timings[p] for p in PHASES[1:]):.1f} s, path={self.path})"
 
 
 def generate(
@@ -149,93 +159,11 @@ def generate(
         name=name,
     )
     negative = resolve_negative_prompt(negative_prompt, preset.negative_default, models.folder)
-    texts = {"prompt": prompt, "negative_prompt": negative.text, "negative_prompt_source": negative.source}
+    texts = {"prompt": prompt, "negative_prompt": None, "negative_prompt_source": None}
+    if result.inputs.uncond is not None:
+        texts |= {"negative_prompt": negative.text, "negative_prompt_source": negative.source}
     manifest = {**texts, **result.manifest}
     return replace(result, manifest=manifest, timings={**result.timings, **timer.seconds})
-
-
-def prepare_request(
-    checkpoint: Cosmos3Models | CheckpointConfigs,
-    prompt: str,
-    *,
-    negative_prompt: str | None = None,
-    with_sound: bool = False,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    fps: float | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 42,
-    noise: Latents | None = None,
-    preset: str | Preset | None = None,
-) -> Cosmos3T2VRequest:
-    """Tokenize the prompts and make the request, with the checkpoint's defaults for what is not given.
-
-    Args:
-        checkpoint: loaded models, or only the settings of a folder (`read_configs`), to check a request before loading.
-        prompt, negative_prompt, with_sound: see `generate`.
-        num_frames, height, width, fps, num_inference_steps, guidance_scale, seed, noise, preset: see `generate`.
-
-    Raises:
-        ValueError: an argument cannot work.
-    """
-    defaults, media = checkpoint.defaults, checkpoint.media
-    preset = get_preset(defaults.preset if preset is None else preset)
-    frames = defaults.num_frames if num_frames is None else num_frames
-    size = {
-        "num_frames": effective_num_frames(frames, temporal=media.temporal),
-        "height": defaults.height if height is None else height,
-        "width": defaults.width if width is None else width,
-        "fps": float(defaults.fps if fps is None else fps),
-    }
-    pixel_to_latent_shape(*list(size.values())[:3], temporal=media.temporal, spatial=media.spatial)  # before tokenizing
-    cond, uncond = make_processor(checkpoint, preset=preset, **size).tokenize_pair(prompt, negative_prompt)
-    return make_request(
-        cond,
-        uncond,
-        **size,
-        with_sound=with_sound,
-        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
-        seed=seed,
-        noise=noise,
-        media=media,
-        preset=preset,
-    )
-
-
-def make_processor(
-    checkpoint: Cosmos3Models | CheckpointConfigs,
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    fps: float,
-    preset: str | Preset | None = None,
-) -> Cosmos3Processor:
-    """The checkpoint's `Cosmos3Processor` with the prompt rules of a preset.
-
-    Args:
-        checkpoint: loaded models, or only the settings of a folder.
-        num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
-        preset: None for the checkpoint's default.
-    """
-    preset = get_preset(checkpoint.defaults.preset if preset is None else preset)
-    temporal = checkpoint.media.temporal
-    num_frames = effective_num_frames(num_frames, temporal=temporal)
-    return Cosmos3Processor(
-        checkpoint.processor_dir,
-        temporal=temporal,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        fps=fps,
-        system_prompt=preset.system_prompt_image if num_frames == 1 else preset.system_prompt,
-        metadata=preset.metadata,
-        negative_metadata=preset.negative_metadata,
-        negative_default=preset.negative_default,
-    )
 
 
 def run_request(
@@ -296,6 +224,7 @@ def decode_latents(models: Cosmos3Models, latents: Latents, *, fps: float) -> Co
 
     Raises:
         ValueError: the models were closed, or loaded without sound.
+        FloatingPointError: pixels or samples are infinite or not numbers.
     """
     return _decode(models, latents, fps, _Timer(models.device))
 
@@ -326,17 +255,24 @@ def _run_steps(
 def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer") -> Cosmos3GenerationOutput:
     if latents.sound is not None and models.avae is None:
         raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
-    models.place("decode")
     chunks, waveform = [], None
     with timer("inference"), timer("decode"):
+        models.place("decode")
         for pixels in iter_decode_video(models.vae, latents.video):
+            _check_finite(pixels, "video")
             chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
         if latents.sound is not None:
             waveform = decode_sound(models.avae, latents.sound)[0]
+            _check_finite(waveform, "sound")
     with timer("to_cpu"):
         frames = torch.cat(chunks).cpu().numpy()
         samples = None if waveform is None else np.asarray(waveform.cpu())
     return Cosmos3GenerationOutput(frames, fps, samples, None if samples is None else models.media.sampling_rate)
+
+
+def _check_finite(values: Tensor, kind: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise FloatingPointError(f"the decoded {kind} is not finite; the weights are damaged, or the numbers outgrew the dtype")
 
 
 def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
@@ -357,7 +293,7 @@ def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
         "schedule": inputs.schedule.name,
         "flow_shift": inputs.schedule.flow_shift,
         "preset": inputs.preset.name,
-        "choices": asdict(inputs.preset),
+        "choices": asdict(inputs.preset) | {name: getattr(request.preset or inputs.preset, name) for name in PROMPT_CHOICES},
         "seed": request.seed if request.noise is None else None,
         "dtype": str(models.transformer.dtype).removeprefix("torch."),
         "device": str(models.device),

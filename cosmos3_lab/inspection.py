@@ -1,5 +1,6 @@
 """What a checkpoint folder holds, from its configs and file headers alone: nothing is loaded, a damaged folder is no problem."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,8 @@ from cosmos3_lab.checkpoint import (
     SKIP_VAE_ENCODER,
     plan_components,
 )
-from cosmos3_lab.settings import COMPONENTS, CheckpointConfigs, Defaults, read_configs
+from cosmos3_lab.schedule import schedule_from_config
+from cosmos3_lab.settings import COMPONENTS, REQUIRED, CheckpointConfigs, Defaults, read_configs
 from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
 
 
@@ -78,11 +80,11 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
     Raises:
         CheckpointError: it is not a folder at all.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
     present = tuple(c for c in COMPONENTS if (folder / c).is_dir())
-    problems = [f"{c}/ is missing" for c in COMPONENTS[:3] if c not in present]
+    problems = [f"{c}/ is missing" for c in REQUIRED if c not in present]
     if "text_tokenizer" in present and not (folder / "text_tokenizer" / "tokenizer.json").is_file():
         problems.append("text_tokenizer/tokenizer.json is missing")
     groups: list[Group] = []
@@ -97,12 +99,17 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
     configs, notes = None, []
     try:
         configs = read_configs(folder)
-        notes = _notes(folder, configs)
         for name, part in plan_components(configs, with_sound=configs.has_sound, with_encoder=False).items():
             if name in tensors:
                 check_weights(part.module, tensors[name], component=name, sources=part.sources, skip=part.skip)
-    except ValueError as error:  # CheckpointError, or a broken negative prompt
-        problems.append(str(error))
+    except CheckpointError as error:
+        if present[: len(REQUIRED)] == REQUIRED:  # else the missing folder has been named already
+            problems.append(str(error))
+    if configs is not None:
+        try:
+            notes = _notes(folder, configs)
+        except ValueError as error:  # a broken negative prompt
+            problems.append(str(error))
     defaults = None if configs is None else configs.defaults
     has_sound = configs is not None and configs.has_sound
     return CheckpointReport(folder, present, tuple(groups), tuple(problems), tuple(notes), defaults, has_sound)
@@ -114,8 +121,12 @@ def _notes(folder: Path, configs: CheckpointConfigs) -> list[str]:
         notes.append("no sound: T2AV needs sound_tokenizer/ and sound_gen")
     if configs.scheduler is None:
         notes.append('no scheduler file: schedule "auto" is not available')
-    elif configs.scheduler.get("use_karras_sigmas"):
-        notes.append('the scheduler file asks for Karras sigmas; only schedule "auto" follows it')
+    else:
+        try:
+            name = schedule_from_config(configs.scheduler, configs.defaults.num_inference_steps).name
+            notes.append(f'the scheduler file asks for {name} sigmas; only schedule "auto" follows it')
+        except ValueError as error:
+            notes.append(f'schedule "auto" is not available: {error}')
     negative = default_negative_prompt(folder)
     same = "the same text as" if negative.is_reference else "not the text of"
     notes.append(f"default negative prompt: {negative.source} ({len(negative.text)} characters, {same} PhyAI and NVIDIA)")

@@ -39,27 +39,39 @@ class MemoryNeed:
     decode: int = SMALL_ROOM
 
     def peak(self, placement: Placement) -> int:
-        """Most bytes that are on the device at once, a tenth more for the allocator's gaps."""
+        """Most bytes that are on the device at once, and a seventh more for the allocator's gaps."""
         if placement == "resident":
             most = self.und + self.gen + max(self.denoise, self.decode)
         else:
             most = max(max(self.und, self.gen) + self.denoise, self.decode)
-        return (self.decoders + most) * 11 // 10
+        return (self.decoders + most) * 8 // 7
 
 
-def working_room(config: Cosmos3Config, vae: VideoVAEConfig, request_tokens: int, frame_pixels: int) -> tuple[int, int]:
-    """Bytes of activations of one request in bfloat16, `(denoise, decode)`.
+def working_room(
+    config: Cosmos3Config,
+    vae: VideoVAEConfig,
+    *,
+    media_tokens: int,
+    text_tokens: int,
+    frame_pixels: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[int, int]:
+    """Bytes of activations of one request, `(denoise, decode)`.
 
     The factors are fitted to the peaks of benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189).
 
     Args:
         config, vae: shapes.
-        request_tokens: video and sound tokens.
+        media_tokens: video and sound tokens.
+        text_tokens: of both prompts; their K/V stay on the device.
         frame_pixels: height times width.
+        dtypes: of the transformer and of the VAE.
     """
-    tokens = 2 * request_tokens * (3 * config.intermediate_size + 7 * config.hidden_size)  # MLP, residual and attention
-    decode = 20 * 2 * vae.decoder_base_dim * frame_pixels  # about twenty tensors of the widest full-size layers
-    return tokens, decode
+    model, decoder = (dtype.itemsize for dtype in dtypes)
+    text_kv = 2 * text_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model
+    residual_attention_mlp = media_tokens * (3 * config.intermediate_size + 7 * config.hidden_size) * model
+    widest_layers = 20 * vae.decoder_base_dim * frame_pixels * decoder  # about twenty tensors at half the frame's size
+    return text_kv + residual_attention_mlp, text_kv + widest_layers
 
 
 def choose_placement(

@@ -64,8 +64,15 @@ class Cosmos3T2VRequest:
         for ids, mask in ((self.text_ids, self.text_mask), (self.neg_text_ids, self.neg_text_mask)):
             if ids.shape != mask.shape:
                 raise ValueError(f"got {tuple(ids.shape)} token ids and a mask of {tuple(mask.shape)}, expected equal shapes")
-        if min(self.video_shape) < 1:
+        shape = tuple(self.video_shape)
+        if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
             raise ValueError(f"got video_shape {self.video_shape}, expected (t, h, w) with every number at least 1")
+        object.__setattr__(self, "video_shape", shape)
+        for name in ("num_inference_steps", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"got {name} {getattr(self, name)!r}, expected a whole number")
+        if self.sound_latent_fps is not None and not self.sound_latent_fps > 0:
+            raise ValueError(f"got sound_latent_fps {self.sound_latent_fps}, expected a number above 0, or None")
         if self.num_inference_steps < 1:
             raise ValueError(f"got num_inference_steps {self.num_inference_steps}, expected at least 1")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from cosmos3_lab.configs import read_fields
+
 FlowVariant = Literal["native-flow", "phyai-flow", "diffusers-flow"]
 ScheduleName = Literal["native-flow", "phyai-flow", "diffusers-flow", "karras", "auto"]
 FLOW_VARIANTS: tuple[FlowVariant, ...] = ("native-flow", "phyai-flow", "diffusers-flow")
@@ -97,7 +99,7 @@ def flow_schedule(n: int, *, flow_shift: float = 10.0, variant: FlowVariant = "n
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_steps(n)
+    check_steps(n)
     if not (np.isfinite(flow_shift) and flow_shift > 0):
         raise ValueError(f"got flow_shift {flow_shift}, expected a finite number above 0, usually 1 to 10")
     if variant == "native-flow":
@@ -122,7 +124,7 @@ def karras_schedule(n: int, *, sigma_min: float = 0.147, sigma_max: float = 200.
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_steps(n)
+    check_steps(n)
     if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(f"got sigma_min {sigma_min} and sigma_max {sigma_max}, expected 0 < sigma_min < sigma_max")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -144,24 +146,27 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
     for key, value in SUPPORTED_SCHEDULER.items():
         if config.get(key, value) != value:
             raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
-    for key in ("sigma_min", "sigma_max", "flow_shift"):
-        if not isinstance(config.get(key, 1.0), int | float | None) or isinstance(config.get(key), bool):
-            raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, expected a number")
-    karras = config.get("use_karras_sigmas", False)
-    if not isinstance(karras, bool):
-        raise ValueError(f"scheduler_config.json has use_karras_sigmas = {karras!r}, expected true or false")
-    if karras:
+    file = _SchedulerFile(**read_fields(_SchedulerFile, config, file="scheduler_config.json"))
+    if file.use_karras_sigmas:
         if flow_shift is not None:
             raise ValueError(
                 f"got flow_shift {flow_shift:g}, but the checkpoint's scheduler file asks for Karras sigmas, which have no "
                 "shift; leave flow_shift out or choose a flow schedule (use_karras_sigmas=False)"
             )
-        ends = {key: config.get(key) for key in ("sigma_min", "sigma_max")}
-        if None in ends.values():
-            raise ValueError(f"scheduler_config.json asks for Karras sigmas, expected numbers for {', '.join(ends)}")
-        return karras_schedule(n, **ends)
-    shift = float(config.get("flow_shift") or 1.0) if flow_shift is None else flow_shift
-    return flow_schedule(n, flow_shift=shift, variant="diffusers-flow")
+        if file.sigma_min is None or file.sigma_max is None:
+            raise ValueError("scheduler_config.json asks for Karras sigmas, expected numbers for sigma_min and sigma_max")
+        return karras_schedule(n, sigma_min=file.sigma_min, sigma_max=file.sigma_max)
+    return flow_schedule(n, flow_shift=file.flow_shift if flow_shift is None else flow_shift, variant="diffusers-flow")
+
+
+@dataclass(frozen=True)
+class _SchedulerFile:
+    """The keys of scheduler_config.json that are obeyed, with diffusers' defaults."""
+
+    use_karras_sigmas: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    flow_shift: float = 1.0
 
 
 def velocity_to_x0(sample: Float[Tensor, "..."], velocity: Float[Tensor, "..."], sigma: Tensor) -> Float[Tensor, "..."]:
@@ -200,6 +205,11 @@ def _schedule(sigmas: np.ndarray, name: str, flow_shift: float | None) -> Schedu
     return Schedule(torch.from_numpy(np.append(below_one, 0.0).astype(np.float32)), timesteps, name, flow_shift)
 
 
-def _check_steps(n: int) -> None:
+def check_steps(n: int) -> None:
+    """Refuse a number of steps that no schedule has.
+
+    Raises:
+        ValueError: not 1 to 1000.
+    """
     if not 1 <= n <= MAX_STEPS:
         raise ValueError(f"got {n} steps, expected 1 to {MAX_STEPS}")

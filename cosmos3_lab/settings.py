@@ -12,13 +12,15 @@ from typing import Any
 
 from cosmos3_lab.configs import read_fields
 from cosmos3_lab.presets import get_preset
-from cosmos3_lab.sizes import MediaSpec
+from cosmos3_lab.schedule import check_steps
+from cosmos3_lab.sizes import MediaSpec, check_fps, pixel_to_latent_shape
 from cosmos3_lab.sound_avae import SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config
 from cosmos3_lab.video_vae import VideoVAEConfig
 from cosmos3_lab.weights import CheckpointError
 
-COMPONENTS = ("transformer", "vae", "text_tokenizer", "sound_tokenizer", "scheduler")  # the first three are always needed
+REQUIRED = ("transformer", "vae", "text_tokenizer")
+COMPONENTS = (*REQUIRED, "sound_tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def resolve_folder(folder: str | Path | None) -> Path:
     path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
-    for component in COMPONENTS[:3]:
+    for component in REQUIRED:
         if not (path / component).is_dir():
             raise CheckpointError(f"{path} has no {component}/ folder; copy the whole checkpoint")
     if not (path / "text_tokenizer" / "tokenizer.json").is_file():
@@ -128,15 +130,17 @@ def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
         )
         has_sound = with_sound and (folder / "sound_tokenizer").is_dir()
         sound = SoundAVAEConfig.from_dict(_read_json(folder / "sound_tokenizer" / "config.json")) if has_sound else None
-        defaults = _read_defaults(folder / "cosmos3_lab.json")
+        defaults = _read_defaults(folder / "cosmos3_lab.json", vae)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
     if sound is not None and transformer.sound_gen:
+        rate = sound.sampling_rate / sound.hop_size
         pairs += [
-            ("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim)
+            ("sound_tokenizer's vocoder_input_dim", sound.vocoder_input_dim, "transformer's sound_dim", transformer.sound_dim),
+            ("sound_tokenizer's latents a second", rate, "transformer's sound_latent_fps", transformer.sound_latent_fps),
         ]
     for left, a, right, b in pairs:
         if a != b:
@@ -157,7 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_defaults(path: Path) -> Defaults:
+def _read_defaults(path: Path, vae: VideoVAEConfig) -> Defaults:
     if not path.is_file():
         return Defaults(name=path.parent.name)
     file = _read_json(path)
@@ -170,5 +174,12 @@ def _read_defaults(path: Path) -> Defaults:
         raise CheckpointError(f"{path} has an unknown default {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
     given = {"name": path.parent.name} | {key: file[key] for key in about if key in file} | settings
     defaults = Defaults(**read_fields(Defaults, given, file=path.name, signed=("guidance_scale",)))
-    get_preset(defaults.preset)
+    try:
+        get_preset(defaults.preset)
+        check_fps(defaults.fps)
+        check_steps(defaults.num_inference_steps)
+        factors = {"temporal": vae.scale_factor_temporal, "spatial": vae.scale_factor_spatial}
+        pixel_to_latent_shape(defaults.num_frames, defaults.height, defaults.width, **factors)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return defaults

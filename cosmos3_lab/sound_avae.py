@@ -8,7 +8,7 @@ Read next: `media.py`. Source: Cosmos3AVAEAudioTokenizer of diffusers 0.42.1; Sn
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
@@ -41,7 +41,8 @@ class SoundAVAEConfig:
         for key, supported in SUPPORTED_DECODER.items():
             if config.get(key, supported) != supported:
                 raise ValueError(f"sound_tokenizer/config.json has {key} = {config[key]!r}, only {supported!r} is supported")
-        built = cls(**read_fields(cls, config, file="sound_tokenizer/config.json"))
+        required = tuple(f.name for f in fields(cls) if f.name != "dec_out_channels")
+        built = cls(**read_fields(cls, config, file="sound_tokenizer/config.json", required=required))
         if len(built.dec_c_mults) != len(built.dec_strides):
             raise ValueError("sound_tokenizer/config.json: expected as many dec_c_mults as dec_strides")
         if prod(built.dec_strides) != built.hop_size:

@@ -62,7 +62,7 @@ class Cosmos3Config:
                 contradicts itself.
         """
         for key, (supported, meaning) in SUPPORTED_ARCHITECTURE.items():
-            if config.get(key, supported) != supported:
+            if config.get(key) not in (None, supported):
                 raise ValueError(
                     f"transformer/config.json has {key} = {config[key]!r} ({meaning}); only {supported!r} is supported, "
                     "the architecture of Cosmos3-Nano"
@@ -72,9 +72,11 @@ class Cosmos3Config:
             raise ValueError("transformer/config.json has another rope_scaling than the interleaved mRoPE of Cosmos3-Nano")
         given = {k: v for k, v in config.items() if k != "temporal_compression_factor"}
         given["mrope_section"] = config.get("rope_axes_dim") or rope_scaling.get("mrope_section")
-        optional = ("temporal_compression_factor", "sound_gen", "sound_dim", "sound_latent_fps")
+        given["sound_gen"] = config.get("sound_gen") or False  # a silent export may leave it out
+        optional = ("temporal_compression_factor", "sound_dim", "sound_latent_fps")
         required = tuple(f.name for f in fields(cls) if f.name not in optional)
         known = read_fields(cls, given, file="transformer/config.json", required=required)
+        known.setdefault("sound_dim", None)
         built = cls(**known, temporal_compression_factor=temporal_compression_factor)
         built._check(config.get("patch_latent_dim", built.patch_latent_dim))
         return built

@@ -76,7 +76,7 @@ ROWS = [
     {"prompt", "presets", "guidance", "unipc", "towers", "weights"},
     {"request", "transformer", "settings", "memory"},
     {"checkpoint", "random_checkpoint"},
-    {"denoise", "inspection"},
+    {"denoise", "inspection", "prepare"},
     {"branch", "generate"},
     {"cli"},
     {"__main__", "__init__"},

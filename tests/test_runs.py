@@ -142,7 +142,7 @@ def test_the_manifest_is_what_was_done(tiny):
     expected = {
         "checkpoint": "random-tiny",
         "prompt": ASK["prompt"],
-        "negative_prompt": "blurry",
+        "negative_prompt": None,
         "num_frames": 5,
         "height": 32,
         "width": 48,
@@ -855,3 +855,52 @@ def test_solver_order_comes_from_the_preset(tiny):
     assert orders[0] == [(1, 0)] + [(1, 1)] * 5
     assert orders[1] == [(1, 0), (2, 1), (2, 2), (2, 2), (2, 2), (1, 2)]
     assert orders[2] == [(1, 0), (2, 1), (3, 2), (3, 3), (2, 3), (1, 2)]
+
+
+@pytest.mark.parametrize("decoder", ["vae", "avae"])
+def test_decoded_numbers_that_are_not_finite_are_an_error(tiny_folder, tmp_path, decoder):
+    with load_cosmos3(tiny_folder, device="cpu") as models:
+        last = models.vae.decoder.conv_out if decoder == "vae" else models.avae.decoder.conv2
+        last.weight.data[0, 0] = float("nan")
+        with pytest.raises(FloatingPointError, match="decoded .* not finite"):
+            generate(models, "a ball", with_sound=True, num_inference_steps=2, num_frames=1, progress=False, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_knows_the_config_and_the_sound_noise(tiny, tmp_path):
+    request = prepare_request(tiny, "a ball", num_frames=1, num_inference_steps=2, with_sound=True)
+    inputs, state = prepare_denoise(tiny, request)
+    noise = state.latents
+    inputs, state = prepare_denoise(tiny, replace(request, noise=noise))
+    path = save_state(tmp_path / "run.safetensors", inputs, state)
+    other = replace(inputs, request=replace(inputs.request, noise=Latents(noise.video, noise.sound + 1)))
+    with pytest.raises(ValueError, match="seed or noise"):
+        load_state(path, other)
+
+
+def test_the_fingerprint_depends_on_the_config(tiny_folder, tmp_path, tiny):
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 10_000.0}))
+    with load_cosmos3(folder, device="cpu") as models:
+        assert models.fingerprint != tiny.fingerprint
+
+
+def test_the_manifest_keeps_the_prompt_rules_of_the_request(tiny):
+    request = prepare_request(tiny, "a ball", num_frames=1, num_inference_steps=1, preset="phyai")
+    manifest = run_request(tiny, request, preset="native", progress=False).manifest
+    assert manifest["choices"]["negative_metadata"] == "none"
+    assert manifest["choices"]["solver_precision"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"video_shape": (0, 3, 3)}, {"video_shape": (3, 3)}, {"sound_latent_fps": 0.0}, {"num_inference_steps": 0}, {"seed": -1}],
+)
+def test_requests_that_cannot_work_are_refused_at_once(tiny, change):
+    request = prepare_request(tiny, "a ball", num_frames=1)
+    with pytest.raises(Exception, match=next(iter(change))):  # ValueError, or beartype's where it looks first
+        replace(request, **change)

@@ -231,7 +231,7 @@ def test_a_shift_for_karras_is_refused():
 
 
 def test_karras_without_its_range_is_refused():
-    with pytest.raises(ValueError, match="numbers for sigma_min, sigma_max"):
+    with pytest.raises(ValueError, match="numbers for sigma_min and sigma_max"):
         schedule_from_config({k: v for k, v in NANO_SCHEDULER.items() if k != "sigma_max"}, 4)
 
 
