@@ -58,7 +58,7 @@ from cosmos3_lab.denoise import (
 )
 from cosmos3_lab.branch import fork, load_state, save_state
 from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video
-from cosmos3_lab.sound_avae import decode_sound
+from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.prepare import make_processor, prepare_request
 from cosmos3_lab.generate import Generation, decode_latents, generate, run_request

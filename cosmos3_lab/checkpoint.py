@@ -146,7 +146,7 @@ def load_cosmos3(
         dtype: of the weights; "auto" is bfloat16 on CUDA and float32 on the CPU. The time embedder stays float32. (In float32
             on CUDA, PyTorch's convolutions round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.)
         load_sound: whether to read the sound weights; None means where the checkpoint has them.
-        load_encoder: whether to read the VAE's encoder, for `encode_video`.
+        load_encoder: whether to read the encoders, for `encode_video` and, where the file has one, `encode_sound`.
         placement: "resident" keeps both towers on the device, "split" one at a time; "auto" is resident where the
             checkpoint's default request fits so into free memory, else split.
         vae_dtype, sound_dtype: of the two decoders; None means as `dtype`.
@@ -166,8 +166,12 @@ def load_cosmos3(
         lack = "sound_gen is false in transformer/config.json" if no_heads else "there is no sound_tokenizer folder"
         raise CheckpointError(f"got load_sound=True, but {folder} has no sound ({lack}); load it without")
     with_sound = configs.has_sound if load_sound is None else load_sound
-    parts = plan_components(configs, with_sound=with_sound, with_encoder=load_encoder)
-    tensors = {name: find_tensors(folder / name) for name in parts}
+    components = ("transformer", "vae", "sound_tokenizer") if with_sound else ("transformer", "vae")
+    tensors = {name: find_tensors(folder / name) for name in components}
+    # Some releases ship the AVAE without its encoder; `encode_sound` says so when it is missed.
+    has_encoder = any(name.startswith(SKIP_AVAE_ENCODER) for name in tensors.get("sound_tokenizer", ()))
+    wanted = {"with_encoder": load_encoder, "with_sound_encoder": load_encoder and has_encoder}
+    parts = plan_components(configs, with_sound=with_sound, **wanted)
     for name, part in parts.items():
         check_weights(part.module, tensors[name], component=name, sources=part.sources, skip=part.skip)
     dtypes = {"transformer": dtype, "vae": vae_dtype, "sound_tokenizer": sound_dtype}
@@ -209,13 +213,15 @@ class Part:
     skip: tuple[str, ...]
 
 
-def plan_components(configs: CheckpointConfigs, *, with_sound: bool, with_encoder: bool) -> dict[str, Part]:
+def plan_components(
+    configs: CheckpointConfigs, *, with_sound: bool, with_encoder: bool = False, with_sound_encoder: bool = False
+) -> dict[str, Part]:
     """The modules that a run needs, by component, without weights.
 
     Args:
         configs: of the checkpoint.
         with_sound: whether the sound projections and the AVAE are wanted.
-        with_encoder: whether the video VAE's encoder is wanted.
+        with_encoder, with_sound_encoder: whether the encoders of the video VAE and of the AVAE are wanted.
 
     Raises:
         CheckpointError: the configs ask for sizes that no tensor can have.
@@ -224,7 +230,7 @@ def plan_components(configs: CheckpointConfigs, *, with_sound: bool, with_encode
         with torch.device("meta"):
             transformer = Cosmos3Transformer(configs.transformer, with_sound=with_sound)
             vae = VideoVAE(configs.vae, with_encoder=with_encoder)
-            avae = SoundAVAE(configs.sound) if with_sound else None
+            avae = SoundAVAE(configs.sound, with_encoder=with_sound_encoder) if with_sound else None
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the config files ask for layers that cannot exist: {error}") from error
     parts = {
@@ -237,7 +243,7 @@ def plan_components(configs: CheckpointConfigs, *, with_sound: bool, with_encode
         "vae": Part(vae, lambda name: (name,), () if with_encoder else SKIP_VAE_ENCODER),
     }
     if avae is not None:
-        parts["sound_tokenizer"] = Part(avae, _weight_norm_sources, SKIP_AVAE_ENCODER)
+        parts["sound_tokenizer"] = Part(avae, _weight_norm_sources, () if with_sound_encoder else SKIP_AVAE_ENCODER)
     return parts
 
 
@@ -300,8 +306,9 @@ def _is_time_embedder(name: str) -> bool:
 
 
 def _weight_norm_sources(name: str) -> tuple[str, ...]:
-    """The AVAE's file keeps every convolution's weight as magnitude g and direction v."""
-    return (f"{name}_g", f"{name}_v") if name.endswith(".weight") else (name,)
+    """The AVAE's file keeps a convolution's weight as magnitude g and direction v, but for those inside ConvNeXt blocks."""
+    in_block = name.startswith("encoder.layers.") and name.count(".") > 3
+    return (f"{name}_g", f"{name}_v") if name.endswith(".weight") and not in_block else (name,)
 
 
 def _seconds_since(begin: float, device: torch.device) -> float:

@@ -99,7 +99,7 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
     configs, notes = None, []
     try:
         configs = read_configs(folder)
-        for name, part in plan_components(configs, with_sound=configs.has_sound, with_encoder=False).items():
+        for name, part in plan_components(configs, with_sound=configs.has_sound).items():
             if name in tensors:
                 check_weights(part.module, tensors[name], component=name, sources=part.sources, skip=part.skip)
     except CheckpointError as error:

@@ -1,27 +1,30 @@
-"""Sound latents to waveform: the AVAE's decoder (Oobleck), 25 latents a second to 48 kHz stereo on Nano.
+"""Sound latents to waveform and back: the AVAE, 25 latents a second to 48 kHz stereo on Nano.
 
-A convolution widens the latents; each block then multiplies the length by its stride with a transposed convolution and
-refines with three dilated residual units; "Snake" activations add a learned sine, which suits periodic signals. Sound
-latents are not normalised.
+Decoder (Oobleck): a convolution widens the latents; each block then multiplies the length by its stride with a transposed
+convolution and refines with three dilated residual units; "Snake" activations add a learned sine, which suits periodic
+signals. Encoder: a short-time Fourier transform, then ConvNeXt blocks and strided convolutions. Sound latents are not
+normalised. Some releases ship the decoder only, which is all that generation needs.
 
 Read next: `media.py`. Source: Cosmos3AVAEAudioTokenizer of diffusers 0.42.1; Snake: Ziyin et al. 2020, arXiv:2006.08195.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cosmos3_lab.configs import read_fields
 
 
 @dataclass(frozen=True)
 class SoundAVAEConfig:
-    """The decoder's keys of `sound_tokenizer/config.json`, with Nano's values."""
+    """The keys of `sound_tokenizer/config.json` that matter here, with Nano's values; `enc_*` only matter for encoding."""
 
     sampling_rate: int = 48000
     hop_size: int = 1920
@@ -30,6 +33,14 @@ class SoundAVAEConfig:
     dec_c_mults: tuple[int, ...] = (1, 2, 4, 8, 16)
     dec_strides: tuple[int, ...] = (2, 4, 5, 6, 8)
     dec_out_channels: int = 2
+    enc_dim: int = 192
+    enc_num_blocks: int = 2
+    enc_n_fft: int = 64
+    enc_hop_length: int = 16
+    enc_latent_dim: int = 128
+    enc_c_mults: tuple[int, ...] = (1, 2, 4)
+    enc_strides: tuple[int, ...] = (4, 5, 6)
+    normalize_volume: bool = True
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "SoundAVAEConfig":
@@ -41,7 +52,7 @@ class SoundAVAEConfig:
         for key, supported in SUPPORTED_DECODER.items():
             if config.get(key, supported) != supported:
                 raise ValueError(f"sound_tokenizer/config.json has {key} = {config[key]!r}, only {supported!r} is supported")
-        required = tuple(f.name for f in fields(cls) if f.name != "dec_out_channels")
+        required = ("sampling_rate", "hop_size", "vocoder_input_dim", "dec_dim", "dec_c_mults", "dec_strides")
         built = cls(**read_fields(cls, config, file="sound_tokenizer/config.json", required=required))
         if len(built.dec_c_mults) != len(built.dec_strides):
             raise ValueError("sound_tokenizer/config.json: expected as many dec_c_mults as dec_strides")
@@ -133,13 +144,55 @@ class SoundDecoder(nn.Module):
         return self.conv2(self.snake1(x))
 
 
-class SoundAVAE(nn.Module):
-    """Weights of the AVAE's decoder. An encoder in the file is skipped: generation only decodes."""
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, norm over channels, two pointwise layers with a Snake between, added to the input."""
 
-    def __init__(self, config: SoundAVAEConfig) -> None:
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Index 1 in the checkpoint's names; index 0 is the padding, which has no weights.
+        self.dwconv = nn.ModuleList([nn.Identity(), nn.Conv1d(channels, channels, 7, padding=3, groups=channels)])
+        self.norm = nn.LayerNorm(channels, eps=1e-5, bias=False)
+        self.pwconv1, self.pwconv2 = nn.Conv1d(channels, 4 * channels, 1), nn.Conv1d(4 * channels, channels, 1)
+        self.act = Snake(4 * channels)
+
+    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+        n = self.dwconv[1](x).transpose(1, 2)
+        n = F.layer_norm(n.float(), self.norm.normalized_shape, self.norm.weight.float(), None, self.norm.eps).to(x.dtype)
+        return x + self.pwconv2(self.act(self.pwconv1(n.transpose(1, 2))))
+
+
+class SoundEncoder(nn.Module):
+    """Spectrogram to mean and scale (checkpoint keys `encoder.layers.*`)."""
+
+    def __init__(self, c: SoundAVAEConfig) -> None:
+        super().__init__()
+        widths = [c.enc_dim * m for m in c.enc_c_mults]
+        widths += widths[-1:] * (len(c.enc_strides) + 1 - len(widths))
+        layers: list[nn.Module] = [nn.Conv1d((c.enc_n_fft + 2) * c.dec_out_channels, widths[0], 1, bias=False)]
+        for width, wider, stride in zip(widths, widths[1:], c.enc_strides, strict=False):
+            layers += [ConvNeXtBlock(width) for _ in range(c.enc_num_blocks)]
+            layers.append(nn.Conv1d(width, wider, 2 * stride, stride=stride, padding=-(-stride // 2)))
+        layers.append(nn.Conv1d(widths[-1], c.enc_latent_dim, 1, bias=False))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, spectrogram: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+        return self.layers(spectrogram)
+
+
+class SoundAVAE(nn.Module):
+    """Weights of the AVAE.
+
+    Args:
+        config: shapes and rates.
+        with_encoder: False leaves the encoder out (its weights are then not read); generation only decodes.
+    """
+
+    def __init__(self, config: SoundAVAEConfig, *, with_encoder: bool = False) -> None:
         super().__init__()
         self.config = config
         self.decoder = SoundDecoder(config)
+        if with_encoder:
+            self.encoder = SoundEncoder(config)
 
 
 @torch.no_grad()
@@ -155,3 +208,44 @@ def decode_sound(avae: SoundAVAE, sound: Float[Tensor, "1 n_sound d_sound"]) -> 
     """
     latents = sound.transpose(1, 2).to(avae.decoder.conv1.weight.dtype)  # the convolutions want channels first
     return avae.decoder(latents).float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "1 channels samples"]) -> Float[Tensor, "1 n_sound d_sound"]:
+    """Waveform to sound latents (the posterior's mean); the end is padded with silence to a whole latent.
+
+    Args:
+        avae: with its encoder, on the waveform's device.
+        waveform: in [-1, 1] at `avae.config.sampling_rate`, with the decoder's number of channels (2 on Nano).
+
+    Raises:
+        ValueError: the AVAE has no encoder (the file may not hold one), or the number of channels differs.
+    """
+    c = avae.config
+    if not hasattr(avae, "encoder"):
+        raise ValueError("got an AVAE without its encoder, load it with load_cosmos3(..., load_encoder=True) if its file has one")
+    if waveform.shape[1] != c.dec_out_channels:
+        raise ValueError(f"got {waveform.shape[1]} channels, expected {c.dec_out_channels}")
+    x = waveform.float()
+    if c.normalize_volume:
+        x = x / (x.abs().max() + 1e-5) * 0.95
+    x = F.pad(x, (0, -x.shape[-1] % c.hop_size))
+    moments = avae.encoder(spectrogram(x, c).to(avae.decoder.conv1.weight.dtype))
+    return moments[:, : c.vocoder_input_dim].transpose(1, 2).float()
+
+
+def spectrogram(x: Float[Tensor, "1 channels samples"], c: SoundAVAEConfig) -> Float[Tensor, "1 features frames"]:
+    """Real and imaginary parts of a short-time Fourier transform, as the encoder expects them.
+
+    Args:
+        x: waveform, a whole number of hops long.
+        c: gives the transform's length and hop.
+
+    Returns:
+        `[1, channels * (n_fft + 2), samples / hop]`, each channel's real parts before its imaginary ones.
+    """
+    overlap = c.enc_n_fft - c.enc_hop_length
+    padded = F.pad(x[0], (overlap // 2, overlap - overlap // 2))
+    window = torch.hann_window(c.enc_n_fft, device=x.device, dtype=x.dtype)
+    transform = torch.stft(padded, c.enc_n_fft, c.enc_hop_length, window=window, center=False, return_complex=True)
+    return rearrange(torch.view_as_real(transform), "channels f n part -> 1 (channels part f) n")

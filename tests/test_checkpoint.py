@@ -12,7 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cosmos3_lab import CheckpointError, decode_latents, fork, generate, inspect_checkpoint, load_cosmos3, prepare_denoise
+from cosmos3_lab import (
+    CheckpointError,
+    decode_latents,
+    encode_sound,
+    fork,
+    generate,
+    inspect_checkpoint,
+    load_cosmos3,
+    prepare_denoise,
+)
 from cosmos3_lab.generate import prepare_request
 from cosmos3_lab.memory import MemoryNeed, choose_placement, working_room
 from cosmos3_lab.random_checkpoint import RECIPES, write_random_checkpoint
@@ -842,3 +851,9 @@ def test_inspect_says_when_auto_does_not_work(folder):
 def test_a_home_that_does_not_exist_is_one_error():
     for call in (lambda: load("~nobody-of-this-name/x"), lambda: inspect_checkpoint("~nobody-of-this-name/x")):
         refused("not a folder", call=call)
+
+
+def test_an_avae_without_encoder_says_so(tiny):
+    """The tiny checkpoint has only the decoder, as the first releases of Nano; asking for encoders is fine all the same."""
+    with pytest.raises(ValueError, match="AVAE without its encoder"):
+        encode_sound(tiny.avae, torch.zeros(1, 2, 1920))

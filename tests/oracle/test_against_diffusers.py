@@ -13,6 +13,7 @@ from cosmos3_lab import (
     decode_video,
     denoise,
     encode_condition,
+    encode_sound,
     encode_video,
     flow_schedule,
     karras_schedule,
@@ -206,6 +207,16 @@ def test_sound_decoder_matches(models, pipe, n_sound):
     assert waveform.shape == (2, 1920 * n_sound)
     assert expected.abs().max() < 1  # the clamp hides nothing
     assert relative(waveform, expected) < STAGE
+
+
+@pytest.mark.parametrize("samples", [1920, 5000])
+def test_sound_encoder_matches(models, pipe, samples):
+    waveform = 0.3 * torch.randn(1, 2, samples, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pipe.sound_tokenizer.encode(waveform).latent_dist.mode().transpose(1, 2)
+    latents = encode_sound(models.avae, waveform)
+    assert latents.shape == (1, -(-samples // 1920), 4)
+    assert relative(latents, expected) < STAGE
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
