@@ -10,7 +10,7 @@ Read next: `grammar.py`, `world.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil, pi, sqrt
 
 import numpy as np
@@ -90,6 +90,7 @@ class Scene:
         background_rgb: as drawn.
         sound: of `SOUNDS`.
         sounding: index of the thing that makes the sound.
+        seconds: length of the clip.
     """
 
     things: tuple[Thing, ...]
@@ -97,7 +98,7 @@ class Scene:
     background_rgb: tuple[float, float, float]
     sound: str
     sounding: int = 0
-    seconds: float = field(default=SECONDS)
+    seconds: float = SECONDS
 
     @property
     def events(self) -> tuple[float, ...]:
@@ -188,20 +189,48 @@ SIDE_BY_SIDE = ("bounce", "rise", "fall", "pulse", "drop", "still")
 STACKED = ("ricochet", "slide right", "slide left", "pulse", "still")
 
 
-def sample_scene(seed: int, *, things: int | None = None, motion: str | None = None) -> Scene:
+# Combinations of colour, shape and motion that training leaves out, to see whether pico can put together what it knows.
+HELD_OUT = {
+    ("red", "triangle", "bounce"),
+    ("green", "circle", "orbit clockwise"),
+    ("blue", "square", "ricochet"),
+    ("yellow", "triangle", "slide left"),
+    ("purple", "circle", "pulse"),
+    ("cyan", "square", "drop"),
+    ("orange", "circle", "rise"),
+    ("pink", "square", "orbit counterclockwise"),
+}
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether a thing of the scene is one of the combinations that training leaves out."""
+    return any((t.colour, t.shape, t.motion) in HELD_OUT for t in scene.things)
+
+
+def sample_scene(seed: int, *, things: int | None = None, motion: str | None = None, held_out: bool | None = None) -> Scene:
     """A random scene; the same seed gives the same scene.
 
     Args:
         seed: of the scene.
         things: 1 or 2; None draws (a third of the scenes have two).
         motion: of the first thing, "collide" for a collision of two; None draws.
+        held_out: False for training (never a combination of `HELD_OUT`), True for one of those, None for anything.
 
     Raises:
-        ValueError: a number of things or a motion that does not exist.
+        ValueError: a number of things or a motion that does not exist, or a motion that is never held out.
     """
     if things not in (None, 1, 2) or motion not in (None, "collide", *MOTIONS):
         raise ValueError(f"got things={things} and motion={motion!r}, expected 1 or 2 and one of {', '.join(MOTIONS)}, collide")
+    if held_out and motion is not None and motion not in {m for _, _, m in HELD_OUT}:
+        raise ValueError(f"got held_out=True and motion={motion!r}, of which nothing is held out")
     rng = np.random.RandomState(seed)
+    while True:  # about one scene in fifty is held out
+        scene = _draw_scene(rng, things, motion)
+        if held_out in (None, is_held_out(scene)):
+            return scene
+
+
+def _draw_scene(rng: np.random.RandomState, things: int | None, motion: str | None) -> Scene:
     if motion == "collide" or (motion is None and things != 1 and rng.rand() < 0.10):
         return _collision(rng)
     if things == 2 or (things is None and rng.rand() < 0.27):

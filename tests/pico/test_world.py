@@ -9,12 +9,14 @@ from cosmos3_lab.pico.scenes import (
     BACKGROUNDS,
     COLOURS,
     EVENT_MOTIONS,
+    HELD_OUT,
     MOTIONS,
     REACH,
     SECONDS,
     SHAPES,
     SOUNDS,
     event_times,
+    is_held_out,
     place,
     sample_scene,
 )
@@ -214,3 +216,21 @@ def test_captions_vary_in_order_and_words():
 def test_scenes_that_do_not_exist_are_refused(things, motion):
     with pytest.raises(ValueError, match="expected 1 or 2"):
         sample_scene(0, things=things, motion=motion)
+
+
+def test_training_never_sees_what_is_held_out():
+    assert not any(is_held_out(sample_scene(seed, held_out=False)) for seed in range(600))
+    assert all(is_held_out(sample_scene(seed, held_out=True)) for seed in range(40))
+    assert 0.005 < np.mean([is_held_out(s) for s in SCENES]) < 0.08
+
+
+def test_every_held_out_combination_can_happen():
+    seen = {(t.colour, t.shape, t.motion) for seed in range(300) for t in sample_scene(seed, held_out=True).things}
+    assert seen >= HELD_OUT
+    assert {c for c, _, _ in HELD_OUT} <= set(COLOURS)
+    assert {m for _, _, m in HELD_OUT} <= set(MOTIONS)
+
+
+def test_a_motion_that_is_never_held_out_is_refused():
+    with pytest.raises(ValueError, match="nothing is held out"):
+        sample_scene(0, motion="still", held_out=True)
