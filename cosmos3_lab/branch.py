@@ -76,16 +76,9 @@ def fork(
     cond, uncond = inputs.cond, inputs.uncond if needed else None
     if prompt is not None or negative_prompt is not None or (needed and uncond is None):
         cond, uncond = encode_prompts(models, request, inputs.preset)
-    changed = replace(
-        inputs,
-        request=request,
-        cond=cond,
-        uncond=uncond,
-        schedule=schedule or inputs.schedule,
-    )
-    anything = must_restart or latents is not None or guidance_scale is not None
+    changed = replace(inputs, request=request, cond=cond, uncond=uncond, schedule=schedule or inputs.schedule)
     if restart is None:
-        restart = anything
+        restart = must_restart or latents is not None or guidance_scale is not None
     return changed, _forked_state(state, latents or state.latents, step_index, restart=restart)
 
 

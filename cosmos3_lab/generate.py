@@ -203,13 +203,12 @@ def run_request(
             )
         with timer("denoise"):
             state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
-    stopped = state.step_index < inputs.schedule.num_steps
     output, path = None, None
-    if not stopped:
+    if state.step_index == inputs.schedule.num_steps:  # else `should_stop` ended the run: keep the latents, decode nothing
         output = _decode(models, state.latents, request.fps, timer)
-    if output is not None and out is not None:
-        with timer("encode"):
-            path = save_mp4(output, Path(out) / name)
+        if out is not None:
+            with timer("encode"):
+                path = save_mp4(output, Path(out) / name)
     timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, *INFERENCE_PARTS)}
     return Generation(output, state.latents, records, timings, inputs, state, _manifest(models, inputs), path)
 

@@ -147,36 +147,14 @@ class Cosmos3Processor:
         _check_text(text)
         return negative_segments(text, self.clip, self.negative_metadata)
 
-    def token_table(self, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
-        """Every token with its id, string and role, for looking.
-
-        Args:
-            prompt: the positive prompt; None shows the negative prompt instead.
-            negative_prompt: used when `prompt` is None, with the meaning of `tokenize_negative`.
-
-        Raises:
-            ValueError: the prompt is empty, or the checkpoint's chat template changes the text of messages.
-        """
-        segments = self.negative_segments(negative_prompt) if prompt is None else self.segments(prompt)
-        rendered, spans = _role_spans(self._render, self.system_prompt, segments)
-        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-        # A character of several tokens is shown with the last of them, so that the strings join to the rendered text.
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        ends = [*starts[1:], len(rendered)]
-        rows = [
-            TokenRow(i, token, rendered[start:end], _role_at(spans, start))
-            for i, (token, start, end) in enumerate(zip(encoded["input_ids"], starts, ends, strict=True))
-        ]
-        boundary = zip(self.boundary_ids, (self.tokenizer.eos_token, VISION_START), strict=True)
-        return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
-
-    def _render(self, system: str | None, user: str) -> str:
+    def render(self, system: str | None, user: str) -> str:
+        """The chat as one string: the checkpoint's template around a system message (None for none) and the user's text."""
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": user})
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _tokenize(self, text: str, device: torch.device | str) -> Cosmos3TokenizedPrompt:
-        rendered = self._render(self.system_prompt, text)
+        rendered = self.render(self.system_prompt, text)
         ids = [*self.tokenizer(rendered, add_special_tokens=False)["input_ids"], *self.boundary_ids]
         text_ids = torch.tensor([ids], dtype=torch.int64, device=device)
         return Cosmos3TokenizedPrompt(text_ids, torch.ones_like(text_ids), text)
@@ -190,8 +168,29 @@ class Cosmos3Processor:
 
 
 def token_table(processor: Cosmos3Processor, prompt: str | None = None, *, negative_prompt: str | None = None) -> list[TokenRow]:
-    """Function form of `Cosmos3Processor.token_table`."""
-    return processor.token_table(prompt, negative_prompt=negative_prompt)
+    """Every token with its id, string and role, for looking.
+
+    Args:
+        processor: with the rules of the prompt.
+        prompt: the positive prompt; None shows the negative prompt instead.
+        negative_prompt: used when `prompt` is None, with the meaning of `Cosmos3Processor.tokenize_negative`.
+
+    Raises:
+        ValueError: the prompt is empty, or the checkpoint's chat template changes the text of messages.
+    """
+    tokenizer = processor.tokenizer
+    segments = processor.negative_segments(negative_prompt) if prompt is None else processor.segments(prompt)
+    rendered, spans = _role_spans(processor.render, processor.system_prompt, segments)
+    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    # A character of several tokens is shown with the last of them, so that the strings join to the rendered text.
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    ends = [*starts[1:], len(rendered)]
+    rows = [
+        TokenRow(i, token, rendered[start:end], _role_at(spans, start))
+        for i, (token, start, end) in enumerate(zip(encoded["input_ids"], starts, ends, strict=True))
+    ]
+    boundary = zip(processor.boundary_ids, (tokenizer.eos_token, VISION_START), strict=True)
+    return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
 
 
 def _check_text(text: str) -> None:

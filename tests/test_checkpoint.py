@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checks import refused
 from safetensors.torch import load_file, save_file
 
 from cosmos3_lab import (
-    CheckpointError,
     decode_latents,
     encode_sound,
     fork,
@@ -35,15 +35,6 @@ COMPONENTS = ("transformer", "vae", "sound_tokenizer")
 def link_weights(source, target):
     """Copy small files; weights are hard links, so replace them (`rewrite`), never write into them."""
     return os.link(source, target) if source.endswith(".safetensors") else shutil.copy2(source, target)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For tensors this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -73,17 +64,6 @@ def restore(component, tensors):
     for file in [*component.glob("*.safetensors"), component / INDEX]:
         file.unlink(missing_ok=True)
     save_file(tensors, component / SINGLE)
-
-
-def refused(*words, call):
-    """The message of the one CheckpointError that `call` raises: a single line with all the words."""
-    with pytest.raises(CheckpointError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    return message
 
 
 def load(folder, **knobs):

@@ -20,15 +20,6 @@ SMALL = ["--num-frames", "1", "--height", "32", "--width", "32", "--steps", "2",
 QUICK = ["--prompt", "a red ball", *SMALL]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For tensors this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """An empty working folder, and no checkpoint in the environment."""

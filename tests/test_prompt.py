@@ -311,20 +311,20 @@ def test_strings_of_the_table_are_the_chat(make, prompt, system):
     head = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
     text = cosmos3_generation_caption(prompt, **CLIP)
     chat = f"{head}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n<|im_end|><|vision_start|>"
-    assert "".join(row.string for row in processor.token_table(prompt)) == chat
+    assert "".join(row.string for row in token_table(processor, prompt)) == chat
 
 
 @pytest.mark.parametrize("system", [None, "naïve 🎈"])
 @pytest.mark.parametrize("prompt", ASCII + UNICODE)
 def test_ids_of_the_table_are_the_tokens(make, prompt, system):
     processor = make(system_prompt=system)
-    rows = processor.token_table(prompt)
+    rows = token_table(processor, prompt)
     assert [row.id for row in rows] == processor.tokenize(prompt).text_ids[0].tolist()
     assert [row.index for row in rows] == list(range(len(rows)))
 
 
 def test_roles_of_plain_text(make):
-    roles = by_role(make(system_prompt="system").token_table("assistant"))
+    roles = by_role(token_table(make(system_prompt="system"), "assistant"))
     assert roles == {
         "template": "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n",
         "system": "system",
@@ -335,13 +335,13 @@ def test_roles_of_plain_text(make):
 
 
 def test_roles_of_a_prompt_that_contains_the_template(make):
-    roles = by_role(make().token_table("<|im_end|>\n<|im_start|>assistant\nyes"))
+    roles = by_role(token_table(make(), "<|im_end|>\n<|im_start|>assistant\nyes"))
     assert roles["prompt"] == "<|im_end|>\n<|im_start|>assistant\nyes"
     assert roles["template"] == "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_roles_of_json(make):
-    roles = by_role(make().token_table('{"fps": 3, "a": "b"}'))
+    roles = by_role(token_table(make(), '{"fps": 3, "a": "b"}'))
     assert roles["prompt"] == '{, "a": "b"}'
     assert roles["metadata"] == '"fps": 24.0, "duration": "7s", "resolution": {"H": 720, "W": 1280}'
 
@@ -349,7 +349,7 @@ def test_roles_of_json(make):
 @pytest.mark.parametrize("prompt", UNICODE)
 def test_roles_of_unicode(make, prompt):
     processor = make(system_prompt="système")
-    roles = [row.role for row in processor.token_table(prompt)]
+    roles = [row.role for row in token_table(processor, prompt)]
     runs = [role for role, before in zip(roles, [None, *roles], strict=False) if role != before]
     assert runs == ["template", "system", "template", "prompt", "metadata", "template", "boundary"]
     counts = {role: roles.count(role) for role in ("system", "prompt", "metadata")}
@@ -370,7 +370,7 @@ def test_a_template_that_changes_the_text_has_no_roles(own_folder):
     template = own_folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("m['content']", "m['content'] | upper"))
     with pytest.raises(ValueError, match="chat template changes the text"):
-        Cosmos3Processor(own_folder).token_table("a red ball")
+        token_table(Cosmos3Processor(own_folder), "a red ball")
 
 
 # -------------------------------------------------------------------------------------------------- broken folders

@@ -26,7 +26,6 @@ SMALL = {
     "width = 1280": "width = 80",
     "num_inference_steps=35": "num_inference_steps=2",
     'device = "cuda"': 'device = "cpu"',
-    "models = load_cosmos3": "models = load_cosmos3",
 }
 
 

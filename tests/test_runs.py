@@ -79,15 +79,6 @@ def files_in(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For tensors this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["silent", "with sound"])
 def parent(tiny, request):
     """Inputs, first state and uninterrupted result of a run."""

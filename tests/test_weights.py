@@ -7,24 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from checks import refused
 from safetensors.torch import save_file
 from torch import nn
 
-from cosmos3_lab.weights import INDEX, SINGLE, CheckpointError, check_weights, find_tensors, load_weights, read_header, without
+from cosmos3_lab.weights import INDEX, SINGLE, check_weights, find_tensors, load_weights, read_header, without
 
 CPU = torch.device("cpu")
 GOOD = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
-
-
-def refused(*words, call):
-    """The message of the one CheckpointError that `call` raises: a single line with all the words."""
-    with pytest.raises(CheckpointError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    return message
 
 
 def write_raw(path, header, data=b""):

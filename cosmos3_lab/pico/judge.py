@@ -28,7 +28,7 @@ class ThingReading:
     """One thing as seen.
 
     Attributes:
-        colour, shape, size, motion: names as in `scenes.py`; motion "unclear" where no rule fits.
+        colour, shape, size, motion: the names of `scenes.py` that fit best.
         radius: median over the frames.
         outline: IoU of the outline with the ideal shape of equal area, mean over the frames that show all of it.
         events: times of contacts or largest sizes.

@@ -221,6 +221,10 @@ def sample_scene(seed: int, *, things: int | None = None, motion: str | None = N
     """
     if things not in (None, 1, 2) or motion not in (None, "collide", *MOTIONS):
         raise ValueError(f"got things={things} and motion={motion!r}, expected 1 or 2 and one of {', '.join(MOTIONS)}, collide")
+    if (things == 1 and motion == "collide") or (things == 2 and motion in ORBITS):
+        raise ValueError(
+            f"got things={things} and motion={motion!r}: collisions have two things, orbits need the frame to themselves"
+        )
     if held_out and motion is not None and motion not in {m for _, _, m in HELD_OUT}:
         raise ValueError(f"got held_out=True and motion={motion!r}, of which nothing is held out")
     rng = np.random.RandomState(seed)

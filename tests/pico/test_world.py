@@ -234,3 +234,15 @@ def test_every_held_out_combination_can_happen():
 def test_a_motion_that_is_never_held_out_is_refused():
     with pytest.raises(ValueError, match="nothing is held out"):
         sample_scene(0, motion="still", held_out=True)
+
+
+@pytest.mark.parametrize(("things", "motion"), [(1, "collide"), (2, "orbit clockwise")])
+def test_motions_that_need_another_number_of_things_are_refused(things, motion):
+    with pytest.raises(ValueError, match="collisions have two things"):
+        sample_scene(0, things=things, motion=motion)
+
+
+@pytest.mark.parametrize("motion", [m for m in MOTIONS if not m.startswith("orbit")])
+def test_a_motion_that_was_asked_for_happens(motion):
+    for things in (1, 2):
+        assert all(sample_scene(seed, things=things, motion=motion).things[0].motion == motion for seed in range(10))
