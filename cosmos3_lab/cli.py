@@ -138,8 +138,10 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) 
     for g in report.groups:
         read_for = ", ".join(kind for kind, used in (("T2V", g.t2v), ("T2AV", g.t2av)) if used)
         table.add_row(g.name, str(g.tensors), f"{g.parameters:,}", f"{g.nbytes / GB:.3f}", ", ".join(g.dtypes), read_for)
-    console.print(table)
-    for kind, with_sound in (("T2V", False), ("T2AV", True))[: 1 + report.has_sound]:
+    if report.groups:
+        console.print(table)
+    kinds = (("T2V", False), ("T2AV", True))[: 1 + report.has_sound] if report.groups else ()
+    for kind, with_sound in kinds:
         parameters, nbytes = report.needed(with_sound=with_sound)
         console.print(f"{kind} reads {parameters:,} parameters, {nbytes / GB:.3f} GB", highlight=False, soft_wrap=True)
     if report.defaults is not None:
