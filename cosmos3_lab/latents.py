@@ -26,12 +26,12 @@ class Latents:
     """Video latent and, in T2AV, sound latent of one sample. Also the layout of velocities and of x0.
 
     Attributes:
-        video: `[1, C, t, h, w]`, float.
+        video: `[1, C, t, h, w]`, float. (Only `pico`, which trains and scores on batches, has more than one sample.)
         sound: `[1, n_sound, d_sound]`, float, or None for a silent video.
     """
 
-    video: Float[Tensor, "1 c t h w"]
-    sound: Float[Tensor, "1 n_sound d_sound"] | None = None
+    video: Float[Tensor, "b c t h w"]
+    sound: Float[Tensor, "b n_sound d_sound"] | None = None
 
     def map(self, fn: Callable[..., Tensor], *others: "Latents") -> "Latents":
         """Apply `fn` to the video tensors, and to the sound tensors where there is sound.

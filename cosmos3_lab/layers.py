@@ -36,7 +36,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(d_model, d_hidden, bias=False)
         self.down_proj = nn.Linear(d_hidden, d_model, bias=False)
 
-    def forward(self, x: Float[Tensor, "s d_model"]) -> Float[Tensor, "s d_model"]:
+    def forward(self, x: Float[Tensor, "*b s d_model"]) -> Float[Tensor, "*b s d_model"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -50,23 +50,23 @@ class TimestepEmbedder(nn.Module):
         self.linear_1 = nn.Linear(self.frequencies, d_model)
         self.linear_2 = nn.Linear(d_model, d_model)
 
-    def forward(self, timestep: Float[Tensor, ""]) -> Float[Tensor, " d_model"]:
-        """Embed one timestep, already multiplied by `timestep_scale`. Computed in the timestep's dtype."""
+    def forward(self, timestep: Float[Tensor, "*b"]) -> Float[Tensor, "*b d_model"]:
+        """Embed timesteps, already multiplied by `timestep_scale`. Computed in the timestep's dtype."""
         waves = sinusoids(timestep.float(), self.frequencies).to(timestep.dtype)
         return _linear(self.linear_2, F.silu(_linear(self.linear_1, waves)))
 
 
-def sinusoids(timestep: Float[Tensor, ""], width: int) -> Float[Tensor, " width"]:
+def sinusoids(timestep: Float[Tensor, "*b"], width: int) -> Float[Tensor, "*b width"]:
     """`[cos(t f_0) ... cos(t f_127), sin(t f_0) ... sin(t f_127)]` with `f_k = 10000 ** (-k / 128)` for width 256."""
     half = width // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep * exponent.exp()
-    return torch.cat([angles.cos(), angles.sin()])
+    angles = timestep[..., None] * exponent.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def apply_rotary(
-    x: Float[Tensor, "s heads d_head"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
-) -> Float[Tensor, "s heads d_head"]:
+    x: Float[Tensor, "*b s heads d_head"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
+) -> Float[Tensor, "*b s heads d_head"]:
     """Rotate the pairs (x[k], x[k + d_head / 2]) of every head by that token's angles."""
     cos, sin = cos[:, None], sin[:, None]
     first, second = x.chunk(2, dim=-1)
@@ -74,12 +74,12 @@ def apply_rotary(
 
 
 def attention(
-    q: Float[Tensor, "s_q heads d_head"],
-    k: Float[Tensor, "s_k kv_heads d_head"],
-    v: Float[Tensor, "s_k kv_heads d_head"],
+    q: Float[Tensor, "*b s_q heads d_head"],
+    k: Float[Tensor, "*b s_k kv_heads d_head"],
+    v: Float[Tensor, "*b s_k kv_heads d_head"],
     *,
     causal: bool,
-) -> Float[Tensor, "s_q d_attn"]:
+) -> Float[Tensor, "*b s_q d_attn"]:
     """`softmax(q k^T / sqrt(d_head)) v`, where query head j reads key/value head `j // (heads / kv_heads)`.
 
     Args:
@@ -87,14 +87,16 @@ def attention(
         causal: each query sees only keys at or before its own index.
 
     Returns:
-        `[s_q, heads * d_head]`.
+        `[s_q, heads * d_head]`, for each sample of a batch (only training has one).
     """
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # 1 heads s d_head, a view
+    batch = q.shape[:-3]
+    q, k, v = (x.view(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v))  # b heads s d_head
     if q.dtype == torch.float32:  # the kernels that save memory in float32 do not share key/value heads themselves
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    with sdpa_kernel(BACKENDS, set_priority=True):
+    # Training meets a new text length at almost every step, for each of which cuDNN would first make a plan.
+    with sdpa_kernel(BACKENDS[1:] if q.requires_grad else BACKENDS, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return out[0].transpose(0, 1).flatten(1)
+    return out.transpose(1, 2).reshape(*batch, q.shape[2], -1)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1))
 
-    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
         return x + torch.sin(self.alpha.exp() * x).square() / (self.beta.exp() + 1e-9)
 
 
@@ -102,7 +102,7 @@ class ResidualUnit(nn.Module):
         self.conv1 = nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation)
         self.conv2 = nn.Conv1d(channels, channels, 1)
 
-    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
         return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
 
 
@@ -119,7 +119,7 @@ class DecoderBlock(nn.Module):
         self.res_unit2 = ResidualUnit(channels_out, 3)
         self.res_unit3 = ResidualUnit(channels_out, 9)
 
-    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b d m"]:
         x = self.conv_t1(self.snake1(x))
         return self.res_unit3(self.res_unit2(self.res_unit1(x)))
 
@@ -137,7 +137,7 @@ class SoundDecoder(nn.Module):
         self.snake1 = Snake(widths[-1])
         self.conv2 = nn.Conv1d(widths[-1], c.dec_out_channels, 7, padding=3, bias=False)
 
-    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b d m"]:
         x = self.conv1(x)
         for block in self.block:
             x = block(x)
@@ -155,7 +155,7 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv1, self.pwconv2 = nn.Conv1d(channels, 4 * channels, 1), nn.Conv1d(4 * channels, channels, 1)
         self.act = Snake(4 * channels)
 
-    def forward(self, x: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 c n"]:
+    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
         n = self.dwconv[1](x).transpose(1, 2)
         n = F.layer_norm(n.float(), self.norm.normalized_shape, self.norm.weight.float(), None, self.norm.eps).to(x.dtype)
         return x + self.pwconv2(self.act(self.pwconv1(n.transpose(1, 2))))
@@ -175,7 +175,7 @@ class SoundEncoder(nn.Module):
         layers.append(nn.Conv1d(widths[-1], c.enc_latent_dim, 1, bias=False))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, spectrogram: Float[Tensor, "1 c n"]) -> Float[Tensor, "1 d m"]:
+    def forward(self, spectrogram: Float[Tensor, "b c n"]) -> Float[Tensor, "b d m"]:
         return self.layers(spectrogram)
 
 
@@ -196,22 +196,22 @@ class SoundAVAE(nn.Module):
 
 
 @torch.no_grad()
-def decode_sound(avae: SoundAVAE, sound: Float[Tensor, "1 n_sound d_sound"]) -> Float[Tensor, "1 channels samples"]:
+def decode_sound(avae: SoundAVAE, sound: Float[Tensor, "b n_sound d_sound"]) -> Float[Tensor, "b channels samples"]:
     """Sound latents to waveform.
 
     Args:
         avae: on the latents' device.
-        sound: latents `[1, n_sound, d_sound]` as they come out of denoising.
+        sound: latents `[b, n_sound, d_sound]` as they come out of denoising.
 
     Returns:
-        float32 in [-1, 1], `[1, channels, hop_size * n_sound]` at `avae.config.sampling_rate`.
+        float32 in [-1, 1], `[b, channels, hop_size * n_sound]` at `avae.config.sampling_rate`.
     """
     latents = sound.transpose(1, 2).to(avae.decoder.conv1.weight.dtype)  # the convolutions want channels first
     return avae.decoder(latents).float().clamp(-1, 1)
 
 
 @torch.no_grad()
-def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "1 channels samples"]) -> Float[Tensor, "1 n_sound d_sound"]:
+def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "b channels samples"]) -> Float[Tensor, "b n_sound d_sound"]:
     """Waveform to sound latents (the posterior's mean); the end is padded with silence to a whole latent.
 
     Args:
@@ -228,13 +228,13 @@ def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "1 channels samples"])
         raise ValueError(f"got {waveform.shape[1]} channels, expected {c.dec_out_channels}")
     x = waveform.float()
     if c.normalize_volume:
-        x = x / (x.abs().max() + 1e-5) * 0.95
+        x = x / (x.abs().amax(dim=(1, 2), keepdim=True) + 1e-5) * 0.95
     x = F.pad(x, (0, -x.shape[-1] % c.hop_size))
     moments = avae.encoder(spectrogram(x, c).to(avae.decoder.conv1.weight.dtype))
     return moments[:, : c.vocoder_input_dim].transpose(1, 2).float()
 
 
-def spectrogram(x: Float[Tensor, "1 channels samples"], c: SoundAVAEConfig) -> Float[Tensor, "1 features frames"]:
+def spectrogram(x: Float[Tensor, "b channels samples"], c: SoundAVAEConfig) -> Float[Tensor, "b features frames"]:
     """Real and imaginary parts of a short-time Fourier transform, as the encoder expects them.
 
     Args:
@@ -242,10 +242,10 @@ def spectrogram(x: Float[Tensor, "1 channels samples"], c: SoundAVAEConfig) -> F
         c: gives the transform's length and hop.
 
     Returns:
-        `[1, channels * (n_fft + 2), samples / hop]`, each channel's real parts before its imaginary ones.
+        `[b, channels * (n_fft + 2), samples / hop]`, each channel's real parts before its imaginary ones.
     """
     overlap = c.enc_n_fft - c.enc_hop_length
-    padded = F.pad(x[0], (overlap // 2, overlap - overlap // 2))
+    padded = F.pad(x.flatten(0, 1), (overlap // 2, overlap - overlap // 2))
     window = torch.hann_window(c.enc_n_fft, device=x.device, dtype=x.dtype)
     transform = torch.stft(padded, c.enc_n_fft, c.enc_hop_length, window=window, center=False, return_complex=True)
-    return rearrange(torch.view_as_real(transform), "channels f n part -> 1 (channels part f) n")
+    return rearrange(torch.view_as_real(transform), "(b channels) f n part -> b (channels part f) n", b=len(x))

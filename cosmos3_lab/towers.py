@@ -128,8 +128,8 @@ class Rope:
 class LayerKV:
     """Keys and values `[s_text, kv_heads, d_head]` of one UND layer, after QK norm and rotary embedding."""
 
-    k: Float[Tensor, "s kv_heads d_head"]
-    v: Float[Tensor, "s kv_heads d_head"]
+    k: Float[Tensor, "*b s kv_heads d_head"]
+    v: Float[Tensor, "*b s kv_heads d_head"]
 
 
 class UNDAttention(nn.Module):
@@ -170,11 +170,11 @@ class UNDLayer(nn.Module):
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x: Float[Tensor, "s d_model"], rope: Rope) -> tuple[Float[Tensor, "s d_model"], LayerKV]:
+    def forward(self, x: Float[Tensor, "*b s d_model"], rope: Rope) -> tuple[Float[Tensor, "*b s d_model"], LayerKV]:
         a, n = self.self_attn, self.input_layernorm(x)
         q = _heads(a.to_q(n), a.norm_q, rope)
         k = _heads(a.to_k(n), a.norm_k, rope)
-        v = a.to_v(n).unflatten(-1, k.shape[1:])  # values are neither normed nor rotated
+        v = a.to_v(n).unflatten(-1, k.shape[-2:])  # values are neither normed nor rotated
         x = x + a.to_out(attention(q, k, v, causal=True))
         return x + self.mlp(self.post_attention_layernorm(x)), LayerKV(k, v)
 
@@ -189,12 +189,12 @@ class GENLayer(nn.Module):
         self.input_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x: Float[Tensor, "s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "s d_model"]:
+    def forward(self, x: Float[Tensor, "*b s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "*b s d_model"]:
         a, n = self.self_attn, self.input_layernorm_moe_gen(x)
         q = _heads(a.add_q_proj(n), a.norm_added_q, rope)
         k = _heads(a.add_k_proj(n), a.norm_added_k, rope)
-        v = a.add_v_proj(n).unflatten(-1, k.shape[1:])
-        seen = attention(q, torch.cat([text.k, k]), torch.cat([text.v, v]), causal=False)  # text first
+        v = a.add_v_proj(n).unflatten(-1, k.shape[-2:])
+        seen = attention(q, torch.cat([text.k, k], dim=-3), torch.cat([text.v, v], dim=-3), causal=False)  # text first
         x = x + a.to_add_out(seen)
         return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
 

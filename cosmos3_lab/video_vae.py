@@ -98,7 +98,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, channels_in: int, channels_out: int, *, spatial: int = 3) -> None:
         super().__init__(channels_in, channels_out, (3, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t h w"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
         past = memory.frames.get(self)
         seen = F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x], dim=2)
         memory.frames[self] = seen[:, :, -2:].clone()  # a clone, or the slice would keep the whole chunk alive
@@ -129,7 +129,7 @@ class ResidualBlock(nn.Module):
         if channels_in != channels_out:
             self.conv_shortcut = nn.Conv3d(channels_in, channels_out, 1)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t h w"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         x = self.conv1(F.silu(self.norm1(x)), memory)
         return shortcut + self.conv2(F.silu(self.norm2(x)), memory)
@@ -144,12 +144,12 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 c t h w"]:
-        frames = rearrange(x, "1 c t h w -> t c h w")
-        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "t (three c) h w -> three t 1 (h w) c", three=3)
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
         seen = F.scaled_dot_product_attention(q, k, v)
-        out = self.proj(rearrange(seen, "t 1 (h w) c -> t c h w", h=x.shape[-2]).contiguous())
-        return x + rearrange(out, "t c h w -> 1 c t h w")
+        out = self.proj(rearrange(seen, "n 1 (h w) c -> n c h w", h=x.shape[-2]).contiguous())
+        return x + rearrange(out, "(b t) c h w -> b c t h w", b=len(x))
 
 
 class MidBlock(nn.Module):
@@ -160,7 +160,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([FrameAttention(channels)])
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 c t h w"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t h w"]:
         x = self.attentions[0](self.resnets[0](x, memory))
         return self.resnets[1](x, memory)
 
@@ -175,12 +175,12 @@ class Upsampler(nn.Module):
         if time:
             self.time_conv = CausalConv3d(channels, 2 * channels, spatial=1)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 c t2 h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
         if hasattr(self, "time_conv") and not memory.first:
             # The two halves of the channels become two consecutive frames. The first chunk is not remembered.
-            x = rearrange(self.time_conv(x, memory), "1 (two c) t h w -> 1 c (t two) h w", two=2)
-        frames = F.interpolate(rearrange(x, "1 c t h w -> t c h w"), scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.resample[1](frames), "t c h w -> 1 c t h w")
+            x = rearrange(self.time_conv(x, memory), "b (two c) t h w -> b c (t two) h w", two=2)
+        frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
+        return rearrange(self.resample[1](frames), "(b t) c h w -> b c t h w", b=len(x))
 
 
 class UpBlock(nn.Module):
@@ -194,7 +194,7 @@ class UpBlock(nn.Module):
         if upsample:
             self.upsampler = Upsampler(channels_out, time=time)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t2 h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
         before = x
         for resnet in self.resnets:
             x = resnet(x, memory)
@@ -206,8 +206,8 @@ class UpBlock(nn.Module):
         """Deal the channels out over the new frames, rows and columns, repeated as often as needed."""
         factor = 2 if self.time else 1
         copies = self.channels_out * factor * 4 // x.shape[1]
-        x = repeat(x, "1 c t h w -> 1 (c copies) t h w", copies=copies)
-        x = rearrange(x, "1 (d a p q) t h w -> 1 d (t a) (h p) (w q)", a=factor, p=2, q=2)
+        x = repeat(x, "b c t h w -> b (c copies) t h w", copies=copies)
+        x = rearrange(x, "b (d a p q) t h w -> b d (t a) (h p) (w q)", a=factor, p=2, q=2)
         return x[:, :, factor - 1 :] if memory.first else x
 
 
@@ -220,9 +220,9 @@ class Downsampler(nn.Module):
         if time:
             self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 c t2 h2 w2"]:
-        frames = self.resample[1](self.resample[0](rearrange(x, "1 c t h w -> t c h w")))
-        x = rearrange(frames, "t c h w -> 1 c t h w")
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
+        frames = self.resample[1](self.resample[0](rearrange(x, "b c t h w -> (b t) c h w")))
+        x = rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
         if not hasattr(self, "time_conv"):
             return x
         past = memory.frames.get(self)
@@ -241,7 +241,7 @@ class DownBlock(nn.Module):
         if downsample:
             self.downsampler = Downsampler(channels_out, time=time)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t2 h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
         shortcut = self._shortcut(x)
         for resnet in self.resnets:
             x = resnet(x, memory)
@@ -251,8 +251,8 @@ class DownBlock(nn.Module):
         """Fold frames, rows and columns into channels and average neighbours; missing first frames are zeros."""
         time, space = (2 if self.time else 1), (2 if hasattr(self, "downsampler") else 1)
         x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
-        x = rearrange(x, "1 c (t a) (h p) (w q) -> 1 (c a p q) t h w", a=time, p=space, q=space)
-        return rearrange(x, "1 (d group) t h w -> 1 d group t h w", d=self.channels_out).mean(dim=2)
+        x = rearrange(x, "b c (t a) (h p) (w q) -> b (c a p q) t h w", a=time, p=space, q=space)
+        return rearrange(x, "b (d group) t h w -> b d group t h w", d=self.channels_out).mean(dim=2)
 
 
 class VideoDecoder(nn.Module):
@@ -271,7 +271,7 @@ class VideoDecoder(nn.Module):
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], c.out_channels)
 
-    def forward(self, z: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t2 h2 w2"]:
+    def forward(self, z: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
         x = self.mid_block(self.conv_in(z, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
@@ -293,7 +293,7 @@ class VideoEncoder(nn.Module):
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], 2 * c.z_dim)
 
-    def forward(self, x: Float[Tensor, "1 c t h w"], memory: CausalMemory) -> Float[Tensor, "1 d t2 h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
         x = self.conv_in(x, memory)
         for block in self.down_blocks:
             x = block(x, memory)
@@ -323,12 +323,12 @@ class VideoVAE(nn.Module):
 
 
 @torch.no_grad()
-def iter_decode_video(vae: VideoVAE, video: Float[Tensor, "1 c t h w"]) -> Iterator[Float[Tensor, "1 3 frames height width"]]:
+def iter_decode_video(vae: VideoVAE, video: Float[Tensor, "b c t h w"]) -> Iterator[Float[Tensor, "b 3 frames height width"]]:
     """Decode one latent frame at a time: yields 1 frame, then 4 at a time, float32 pixels in [0, 1].
 
     Args:
         vae: on the latents' device.
-        video: normalised latents `[1, C, t, h, w]` as they come out of denoising.
+        video: normalised latents `[b, C, t, h, w]` as they come out of denoising.
     """
     weight, patch = vae.post_quant_conv.weight, vae.config.patch_size
     z = denormalize(vae.config, video.float()).to(weight.dtype)
@@ -337,25 +337,25 @@ def iter_decode_video(vae: VideoVAE, video: Float[Tensor, "1 c t h w"]) -> Itera
         patched = vae.decoder(chunk, memory)
         memory.first = False
         # Channel order of the VAE's own patches: colour, column, row (the transformer's patches go row, column).
-        pixels = rearrange(patched, "1 (c q p) t h w -> 1 c t (h p) (w q)", p=patch, q=patch)
+        pixels = rearrange(patched, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
         yield ((pixels.float() + 1) / 2).clamp(0, 1)
 
 
-def decode_video(vae: VideoVAE, video: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 3 frames height width"]:
+def decode_video(vae: VideoVAE, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 frames height width"]:
     """Latents to pixels, the whole clip at once; see `iter_decode_video` for the memory-saving form.
 
     Args:
         vae: on the latents' device.
-        video: normalised latents `[1, C, t, h, w]`.
+        video: normalised latents `[b, C, t, h, w]`.
 
     Returns:
-        float32 in [0, 1], `[1, 3, 4 (t - 1) + 1, spatial * h, spatial * w]`.
+        float32 in [0, 1], `[b, 3, 4 (t - 1) + 1, spatial * h, spatial * w]`.
     """
     return torch.cat(list(iter_decode_video(vae, video)), dim=2)
 
 
 @torch.no_grad()
-def encode_video(vae: VideoVAE, pixels: Float[Tensor, "1 3 frames height width"]) -> Float[Tensor, "1 c t h w"]:
+def encode_video(vae: VideoVAE, pixels: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
     """Pixels to normalised latents (the posterior's mean). Frames beyond 4k + 1 are dropped.
 
     Args:
@@ -371,7 +371,7 @@ def encode_video(vae: VideoVAE, pixels: Float[Tensor, "1 3 frames height width"]
     if pixels.shape[-2] % c.scale_factor_spatial or pixels.shape[-1] % c.scale_factor_spatial:
         raise ValueError(f"got {tuple(pixels.shape[-2:])} pixels, expected multiples of {c.scale_factor_spatial}")
     x = (pixels * 2 - 1).to(vae.quant_conv.weight.dtype)
-    x = rearrange(x, "1 c t (h p) (w q) -> 1 (c q p) t h w", p=c.patch_size, q=c.patch_size)
+    x = rearrange(x, "b c t (h p) (w q) -> b (c q p) t h w", p=c.patch_size, q=c.patch_size)
     chunks, memory = [1] + [c.scale_factor_temporal] * ((x.shape[2] - 1) // c.scale_factor_temporal), CausalMemory()
     moments = []
     for chunk in x[:, :, : sum(chunks)].split(chunks, dim=2):
@@ -381,13 +381,13 @@ def encode_video(vae: VideoVAE, pixels: Float[Tensor, "1 3 frames height width"]
     return normalize(c, mean.float())
 
 
-def denormalize(config: VideoVAEConfig, video: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 c t h w"]:
+def denormalize(config: VideoVAEConfig, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
     """`latent * std + mean` per channel: from the transformer's latents to the VAE's. Never apply it twice."""
     mean, std = _statistics(config, video)
     return video * std + mean
 
 
-def normalize(config: VideoVAEConfig, video: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 c t h w"]:
+def normalize(config: VideoVAEConfig, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
     """`(latent - mean) / std` per channel, the inverse of `denormalize`."""
     mean, std = _statistics(config, video)
     return (video - mean) / std
