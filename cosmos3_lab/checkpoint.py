@@ -138,10 +138,12 @@ def load_cosmos3(
     vae_dtype: torch.dtype | None = None,
     sound_dtype: torch.dtype | None = None,
 ) -> Cosmos3Models:
-    """Load a checkpoint folder.
+    """Load a checkpoint: the small one in this package, or a folder.
 
     Args:
-        folder: in the Cosmos3-Nano layout; None takes the environment variable COSMOS3_CHECKPOINT.
+        folder: in the Cosmos3-Nano layout; None takes the environment variable COSMOS3_CHECKPOINT, and where that is not set,
+            pico. "pico" is the checkpoint in this package, whatever the variable says; a folder of that name in the working
+            directory is "./pico".
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: of the weights; "auto" is bfloat16 on CUDA and float32 on the CPU. The time embedder stays float32. (In float32
             on CUDA, PyTorch's convolutions round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.)
@@ -243,7 +245,7 @@ def plan_components(
         "vae": Part(vae, lambda name: (name,), () if with_encoder else SKIP_VAE_ENCODER),
     }
     if avae is not None:
-        parts["sound_tokenizer"] = Part(avae, _weight_norm_sources, () if with_sound_encoder else SKIP_AVAE_ENCODER)
+        parts["sound_tokenizer"] = Part(avae, weight_norm_sources, () if with_sound_encoder else SKIP_AVAE_ENCODER)
     return parts
 
 
@@ -305,7 +307,7 @@ def _is_time_embedder(name: str) -> bool:
     return ".time_embedder." in name
 
 
-def _weight_norm_sources(name: str) -> tuple[str, ...]:
+def weight_norm_sources(name: str) -> tuple[str, ...]:
     """The AVAE's file keeps a convolution's weight as magnitude g and direction v, but for those inside ConvNeXt blocks."""
     in_block = name.startswith("encoder.layers.") and name.count(".") > 3
     return (f"{name}_g", f"{name}_v") if name.endswith(".weight") and not in_block else (name,)

@@ -1,5 +1,6 @@
 """`cosmos3-lab generate | inspect`: PhyAI's example script, and a look into a checkpoint folder."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +36,15 @@ GB = 1e9
 # PhyAI's three answers, and none: read the checkpoint's scheduler file, Karras sigmas, a flow schedule, the preset's.
 KARRAS = {"auto": None, "true": True, "false": False, None: "preset"}
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
-Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder.", envvar="COSMOS3_CHECKPOINT")]
+# Text rather than a Path, which could not tell the folder ./pico from the name pico.
+CHECKPOINT = {"help": "Checkpoint folder; default: pico, which is in this package.", "envvar": "COSMOS3_CHECKPOINT"}
 
 
 @app.command()
 def generate(
-    checkpoint: Checkpoint = None,
-    prompt: Annotated[str | None, typer.Option(help="What to show; default: the checkpoint's first example.")] = None,
+    words: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show and, with --sound, to hear.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="PROMPT as a flag, as in PhyAI's script.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(**CHECKPOINT)] = None,
     sound: Annotated[bool, typer.Option("--sound", help="Generate sound as well (T2AV).")] = False,
     negative_prompt: Annotated[
         str | None, typer.Option(help='What to steer away from; default: the preset\'s, "" for none.')
@@ -71,10 +74,7 @@ def generate(
     with _one_line_errors():
         # Everything that can be wrong with the arguments is found before gigabytes are read.
         configs = read_configs(resolve_folder(checkpoint), with_sound=sound)
-        if prompt is None:
-            if not configs.defaults.example_prompts:
-                raise ValueError("got no --prompt, and this checkpoint names no example; describe the video")
-            prompt = configs.defaults.example_prompts[0]
+        prompt = _one_prompt(words, prompt, configs.defaults.example_prompts)
         recipe, begin = get_preset(configs.defaults.preset if preset is None else preset), time.perf_counter()
         request = prepare_request(
             configs,
@@ -129,7 +129,7 @@ def generate(
 
 
 @app.command()
-def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) -> None:
+def inspect(folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None) -> None:
     """Say what a checkpoint folder holds, what a run needs of it, and what is missing; exit code 1 if it cannot be loaded."""
     with _one_line_errors():
         report = inspect_checkpoint(folder)
@@ -158,6 +158,15 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")]) 
         console.print(f"[red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if report.problems:
         raise typer.Exit(1)
+
+
+def _one_prompt(words: str | None, prompt: str | None, examples: tuple[str, ...]) -> str:
+    if words is not None and prompt is not None:
+        raise ValueError("got a prompt and --prompt as well; give one of them")
+    if words is None and prompt is None:
+        such_as = " or ".join(shlex.quote(example) for example in examples[:2])
+        raise ValueError("got no prompt; describe the video" + (f", for example {such_as}" if such_as else ""))
+    return prompt if words is None else words
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a checkpoint folder holds, from its configs and file headers alone: nothing is loaded, a damaged folder is no problem."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from cosmos3_lab.checkpoint import (
     plan_components,
 )
 from cosmos3_lab.schedule import schedule_from_config
-from cosmos3_lab.settings import COMPONENTS, REQUIRED, CheckpointConfigs, Defaults, read_configs
+from cosmos3_lab.settings import COMPONENTS, REQUIRED, CheckpointConfigs, Defaults, checkpoint_folder, read_configs
 from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
 
 
@@ -71,18 +70,16 @@ TRANSFORMER_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 GEN_LEAVES = ("_moe_gen", ".add_", ".to_add_out", ".norm_added_")
 
 
-def inspect_checkpoint(folder: str | Path) -> CheckpointReport:
+def inspect_checkpoint(folder: str | Path | None = None) -> CheckpointReport:
     """Look into a checkpoint folder without loading it.
 
     Args:
-        folder: in the Cosmos3-Nano layout, complete or not.
+        folder: in the Cosmos3-Nano layout, complete or not; None and "pico" as in `load_cosmos3`.
 
     Raises:
         CheckpointError: it is not a folder at all.
     """
-    folder = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
+    folder = checkpoint_folder(folder)
     present = tuple(c for c in COMPONENTS if (folder / c).is_dir())
     problems = [f"{c}/ is missing" for c in REQUIRED if c not in present]
     if "text_tokenizer" in present and not (folder / "text_tokenizer" / "tokenizer.json").is_file():

@@ -8,8 +8,6 @@ heads, VAE encoder) included.
 """
 
 import argparse
-import json
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cosmos3_lab.layout import NANO_SCHEDULER, transformer_json, vae_json, write_json, write_tokenizer, write_weights
 from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
-from cosmos3_lab.weights import INDEX, SINGLE
 
 
 @dataclass(frozen=True)
@@ -107,35 +105,18 @@ def write_random_checkpoint(
     shapes = _transformer_shapes(recipe, modules[0]), _named_shapes(modules[1]), _weight_norm_shapes(modules[2])
     dtypes = recipe.dtype, recipe.dtype, torch.float32
     names = "transformer", "vae", "sound_tokenizer"
-    configs = _transformer_json(recipe), _vae_json(recipe.vae), asdict(recipe.sound)
+    configs = transformer_json(recipe.transformer) | _action_json(recipe), vae_json(recipe.vae), asdict(recipe.sound)
     for name, shape, dtype, config in zip(names, shapes, dtypes, configs, strict=True):
-        _write_json(folder / name / "config.json", config)
+        write_json(folder / name / "config.json", config)
         tensors = ((key, _random(key, size, generator).to(dtype)) for key, size in shape)
-        _write_shards(folder / name, tensors, recipe.shard_bytes if name == "transformer" else None)
-    _write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER)
-    _write_json(folder / "model_index.json", {"_class_name": "Cosmos3OmniPipeline"})
-    write_tokenizer(folder / "text_tokenizer")
+        write_weights(folder / name, tensors, recipe.shard_bytes if name == "transformer" else None)
+    write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER)
+    write_json(folder / "model_index.json", {"_class_name": "Cosmos3OmniPipeline"})
+    write_tokenizer(folder / "text_tokenizer", CORPUS * 4, vocab_size=325)
     if recipe.defaults is not None:
-        _write_json(folder / "cosmos3_lab.json", {"name": f"random-{size}", "defaults": recipe.defaults})
+        write_json(folder / "cosmos3_lab.json", {"name": f"random-{size}", "defaults": recipe.defaults})
     return folder
 
-
-NANO_SCHEDULER = {
-    "_class_name": "UniPCMultistepScheduler",
-    "num_train_timesteps": 1000,
-    "solver_order": 2,
-    "solver_type": "bh2",
-    "predict_x0": True,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "use_karras_sigmas": True,
-    "sigma_min": 0.147,
-    "sigma_max": 200.0,
-    "flow_shift": 1.0,
-    "final_sigmas_type": "zero",
-    "timestep_spacing": "linspace",
-    "lower_order_final": True,
-}
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 
@@ -187,93 +168,15 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * fan_in**-0.5
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int | None) -> None:
-    from safetensors.torch import save_file
-
-    if shard_bytes is None:
-        save_file({k: v.cpu() for k, v in tensors}, folder / SINGLE, {"format": "pt"})
-        return
-    weight_map, total, files = {}, 0, []
-    for shard in _shards(tensors, shard_bytes):
-        files.append(folder / f"shard-{len(files)}")
-        save_file(shard, files[-1], {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, len(files))
-        total += sum(t.nbytes for t in shard.values())
-    final = [SINGLE.replace(".safetensors", f"-{i:05d}-of-{len(files):05d}.safetensors") for i in range(1, len(files) + 1)]
-    for file, name in zip(files, final, strict=True):
-        file.rename(folder / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {k: final[i - 1] for k, i in weight_map.items()}}
-    _write_json(folder / INDEX, index)
+def _action_json(recipe: Recipe) -> dict[str, Any]:
+    return {"action_gen": True, "action_dim": recipe.action[0], "num_embodiment_domains": recipe.action[1]}
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
-            yield shard
-            shard = {}
-        shard[name] = tensor.cpu()
-    yield shard
-
-
-def _transformer_json(recipe: Recipe) -> dict[str, Any]:
-    c = recipe.transformer
-    config = asdict(c)
-    del config["mrope_section"], config["temporal_compression_factor"]
-    return config | {
-        "_class_name": "Cosmos3OmniTransformer",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "patch_latent_dim": c.patch_latent_dim,
-        "rope_scaling": {"mrope_interleaved": True, "mrope_section": list(c.mrope_section), "rope_type": "default"},
-        "base_fps": int(c.base_fps),
-        "unified_3d_mrope_reset_spatial_ids": True,
-        "qk_norm_for_text": True,
-        "action_gen": True,
-        "action_dim": recipe.action[0],
-        "num_embodiment_domains": recipe.action[1],
-    }
-
-
-def _vae_json(vae: VideoVAEConfig) -> dict[str, Any]:
-    return asdict(vae) | {"_class_name": "AutoencoderKLWan", "is_residual": True, "attn_scales": [], "dropout": 0.0}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-# Qwen2's rule for cutting text into words, and a ChatML template: what the real tokenizer does with a plain message.
-QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+# Enough for a tokenizer to try every code path with.
 CORPUS = (
     "The video is 7.9 seconds long and is of 24 FPS. This video is of 720x1280 resolution.",
     "user assistant system A red circle bounces on a blue background; low thuds. A green square slides to the left.",
 )
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE of 320 entries with Qwen's special tokens into `folder`; enough to try every code path."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=320, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
-    bpe.train_from_iterator(CORPUS * 4, trainer)
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(str(folder))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from cosmos3_lab.weights import CheckpointError
 
 REQUIRED = ("transformer", "vae", "text_tokenizer")
 COMPONENTS = (*REQUIRED, "sound_tokenizer", "scheduler")
+PICO = Path(__file__).parent / "pico" / "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,36 @@ class CheckpointConfigs:
         )
 
 
+def checkpoint_folder(folder: str | Path | None) -> Path:
+    """The checkpoint folder that was asked for, complete or not.
+
+    Args:
+        folder: None takes the environment variable COSMOS3_CHECKPOINT, and where that is not set, pico. "pico" is the checkpoint
+            in this package, whatever the variable says; a folder of that name in the working directory is "./pico".
+
+    Raises:
+        CheckpointError: it is not a folder.
+    """
+    if folder is None:
+        folder = os.environ.get("COSMOS3_CHECKPOINT") or "pico"
+    if folder == "pico":  # only as text: Path("./pico") has lost its dot, so a Path is always a folder
+        return PICO
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
+    return path
+
+
 def resolve_folder(folder: str | Path | None) -> Path:
     """The checkpoint folder that was asked for, with everything in it that every run needs.
 
     Args:
-        folder: None takes the environment variable COSMOS3_CHECKPOINT.
+        folder: see `checkpoint_folder`.
 
     Raises:
-        CheckpointError: no folder was named, or a component is missing.
+        CheckpointError: it is not a folder, or a component is missing.
     """
-    folder = os.environ.get("COSMOS3_CHECKPOINT") if folder is None else folder
-    if not folder:
-        raise CheckpointError("got no checkpoint, expected a folder or the environment variable COSMOS3_CHECKPOINT")
-    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (Path.expanduser raises on an unknown user)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder; expected a checkpoint with transformer/, vae/ and text_tokenizer/")
+    path = checkpoint_folder(folder)
     for component in REQUIRED:
         if not (path / component).is_dir():
             raise CheckpointError(f"{path} has no {component}/ folder; copy the whole checkpoint")

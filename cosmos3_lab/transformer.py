@@ -76,13 +76,13 @@ def encode_condition(
             f"below the checkpoint's vocab_size {c.vocab_size}; the tokenizer belongs to another checkpoint"
         )
     x, cached = transformer.und.embed_tokens(kept), []
-    rope = _rope(c, compute_mrope_position_ids_text(len(kept)), x)
+    rope = sequence_rope(c, compute_mrope_position_ids_text(len(kept)), x)
     for layer in transformer.und.layers:  # of the last layer only the K and V are used; its output goes nowhere
         x, kv = layer(x, rope)
         cached.append(kv)
     layout = TokenLayout(len(kept), video_shape, c.latent_patch_size, sound_len or 0)
     positions = media_position_ids(c, layout, fps, c.sound_latent_fps if sound_fps is None else sound_fps)
-    return Cosmos3Condition(tuple(cached), _rope(c, positions, x), layout)
+    return Cosmos3Condition(tuple(cached), sequence_rope(c, positions, x), layout)
 
 
 def media_position_ids(config: Cosmos3Config, layout: TokenLayout, fps: float, sound_fps: float) -> Float[Tensor, "3 s_gen"]:
@@ -200,6 +200,7 @@ def _layers(
     return zip(transformer.gen.layers[start:stop], cond.cached_kv[start:stop], strict=True)
 
 
-def _rope(c: Cosmos3Config, position_ids: Tensor, like: Tensor) -> Rope:
+def sequence_rope(c: Cosmos3Config, position_ids: Float[Tensor, "3 s"], like: Tensor) -> Rope:
+    """Rotation of tokens at these positions, on the device and in the dtype of `like`."""
     shape = {"head_dim": c.head_dim, "rope_theta": c.rope_theta, "mrope_section": c.mrope_section}
     return Rope(*mrope_cos_sin(position_ids.to(like.device), **shape, dtype=like.dtype))

@@ -294,14 +294,6 @@ def test_the_folder_may_come_from_the_environment(tiny_folder, monkeypatch):
         assert models.folder == tiny_folder
 
 
-@pytest.mark.parametrize("value", [None, ""])
-def test_no_folder_at_all_is_refused(monkeypatch, value):
-    monkeypatch.delenv("COSMOS3_CHECKPOINT", raising=False)
-    if value is not None:
-        monkeypatch.setenv("COSMOS3_CHECKPOINT", value)
-    refused("COSMOS3_CHECKPOINT", call=lambda: load(None))
-
-
 def test_a_folder_in_the_environment_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("COSMOS3_CHECKPOINT", str(tmp_path / "gone"))
     refused(str(tmp_path / "gone"), "not a folder", call=lambda: load(None))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cosmos3_lab import read_mp4
 from cosmos3_lab.checkpoint import Defaults
 from cosmos3_lab.cli import app
 from cosmos3_lab.generate import PHASES
+from cosmos3_lab.settings import PICO
 
 SMALL = ["--num-frames", "1", "--height", "32", "--width", "32", "--steps", "2", "--negative-prompt", "blurry", "--device", "cpu"]
 QUICK = ["--prompt", "a red ball", *SMALL]
@@ -104,12 +106,11 @@ def test_generate_prints_every_phase_and_the_path(tiny_folder, tmp_path):
     assert mp4s(tmp_path / "out") == ["video.mp4"]
 
 
-def test_defaults_come_from_the_checkpoint_and_its_examples(folder):
+def test_defaults_come_from_the_checkpoint(folder):
     small = {"num_frames": 5, "height": 48, "width": 32, "fps": 12, "num_inference_steps": 2, "guidance_scale": 1.5}
-    lab = {"defaults": small | {"preset": "phyai", "flow_shift": 4}, "example_prompts": ["a green square", "a blue one"]}
+    lab = {"defaults": small | {"preset": "phyai", "flow_shift": 4}}
     (folder / "cosmos3_lab.json").write_text(json.dumps(lab))
-    printed = " ".join(succeeded("generate", "--checkpoint", folder, "--device", "cpu").split())
-    assert "prompt: a green square" in printed
+    printed = " ".join(succeeded("generate", "a ball", "--checkpoint", folder, "--device", "cpu").split())
     assert "5 frames 48x32 at 12 fps, 2 steps, guidance 1.5, phyai-flow (shift 4), preset phyai, seed 42" in printed
     assert read_mp4("outputs/video.mp4").frames.shape == (5, 48, 32, 3)
 
@@ -173,17 +174,44 @@ def test_a_gpu_that_is_not_there_is_one_line(tiny_folder, monkeypatch):
     assert "use device='cpu'" in failed("generate", "--checkpoint", tiny_folder, *QUICK, "--device", "cuda")
 
 
-def test_no_checkpoint_is_one_line():
-    assert "COSMOS3_CHECKPOINT" in failed("generate", *QUICK)
+def test_no_prompt_names_two_examples(folder):
+    examples = ["a green square", "a blue one's [red] twin", "a third"]
+    (folder / "cosmos3_lab.json").write_text(json.dumps({"example_prompts": examples}))
+    line = failed("generate", "--checkpoint", folder, *SMALL)
+    assert shlex.split(line.split("for example ")[1]) == [examples[0], "or", examples[1]]
 
 
-def test_no_prompt_is_nanos_example(tiny_folder):
-    assert f"prompt: {Defaults().example_prompts[0]}" in succeeded("generate", "--checkpoint", tiny_folder, *SMALL)
+def test_no_prompt_for_nano_names_its_one_example(folder):
+    (folder / "cosmos3_lab.json").unlink()
+    assert failed("generate", "--checkpoint", folder, *SMALL).endswith(f"for example '{Defaults().example_prompts[0]}'")
 
 
 def test_no_prompt_and_no_examples_is_one_line(folder):
     (folder / "cosmos3_lab.json").write_text('{"example_prompts": []}')
-    assert "no --prompt" in failed("generate", "--checkpoint", folder, *SMALL)
+    assert failed("generate", "--checkpoint", folder, *SMALL) == "error: got no prompt; describe the video"
+
+
+def test_the_prompt_needs_no_flag(tiny_folder):
+    assert "prompt: a red ball" in succeeded("generate", "a red ball", "--checkpoint", tiny_folder, *SMALL)
+
+
+def test_two_prompts_are_one_line(tiny_folder):
+    assert "--prompt as well" in failed("generate", "a blue ball", "--checkpoint", tiny_folder, *QUICK)
+
+
+def test_no_checkpoint_is_pico():
+    assert "Cosmos3Models(pico:" in succeeded("generate", *QUICK, "--sound")
+    assert f"{PICO}: transformer, vae" in succeeded("inspect")
+
+
+def test_pico_is_a_name_and_dot_pico_a_folder(tiny_folder, monkeypatch):
+    monkeypatch.setenv("COSMOS3_CHECKPOINT", "gone")
+    shutil.copytree(tiny_folder, "pico")
+    assert "Cosmos3Models(pico:" in succeeded("generate", "--checkpoint", "pico", *QUICK)
+    assert "Cosmos3Models(random-tiny:" in succeeded("generate", "--checkpoint", "./pico", *QUICK)
+    assert f"{PICO}: transformer" in succeeded("inspect", "pico")
+    assert succeeded("inspect", "./pico").startswith("pico: transformer")
+    assert "gone is not a folder" in failed("inspect")
 
 
 def test_sound_of_a_silent_checkpoint_is_one_line(folder):

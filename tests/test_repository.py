@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cosmos3_lab import PRESETS
+from cosmos3_lab import PRESETS, read_mp4
 from cosmos3_lab.cli import app
 from cosmos3_lab.presets import comparison_rows
 
@@ -35,12 +35,13 @@ def blocks(language):
 
 def test_readme_has_the_examples():
     assert len(blocks("python")) == 3
-    assert sum("cosmos3-lab generate" in b for b in blocks("bash")) == 3
+    assert sum("cosmos3-lab generate" in b for b in blocks("bash")) == 4
 
 
 @pytest.mark.parametrize("index", range(3))
 def test_readme_python_runs(index, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COSMOS3_CHECKPOINT", str(tiny_folder))  # smaller than pico
     code = blocks("python")[index].replace("/path/to/Cosmos3-Nano", str(tiny_folder))
     for full, small in SMALL.items():
         code = code.replace(full, small)
@@ -50,9 +51,10 @@ def test_readme_python_runs(index, tiny_folder, tmp_path, monkeypatch):
         assert list(tmp_path.rglob("*.mp4"))
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_readme_commands_run(index, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COSMOS3_CHECKPOINT", str(tiny_folder))
     command = [b for b in blocks("bash") if "cosmos3-lab generate" in b][index].replace("\\\n", " ")
     arguments = shlex.split(command.replace("/path/to/Cosmos3-Nano", str(tiny_folder)))[1:]
     small = ["--num-frames", "5", "--height", "48", "--width", "80", "--steps", "2", "--device", "cpu"]
@@ -122,6 +124,19 @@ def test_nothing_large_and_no_outputs_in_git():
     for name in listed:
         assert (ROOT / name).stat().st_size < 20_000_000, name
         assert not name.startswith("outputs/")
+
+
+def test_make_demo_makes_a_video_with_sound_and_says_where(tmp_path, monkeypatch):
+    """The Makefile's own command, with pico; only the installation before it is left out."""
+    monkeypatch.chdir(tmp_path)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    variable, program, *arguments = shlex.split(re.search(r"\t(.*cosmos3-lab generate.*)", makefile)[1])
+    assert (variable, program) == ("COSMOS3_CHECKPOINT=", "$(BIN)/cosmos3-lab")
+    ran = CliRunner(env={"COSMOS3_CHECKPOINT": ""}).invoke(app, [*arguments, "--num-frames", "5", "--steps", "2"])
+    assert ran.exit_code == 0, ran.output
+    assert "Cosmos3Models(pico:" in ran.output
+    (said,) = re.findall(r"Play \$\(CURDIR\)/(\S+)\"", makefile)
+    assert read_mp4(tmp_path / said).sample_rate is not None
 
 
 def test_ci_runs_make_test():

@@ -19,7 +19,7 @@ from cosmos3_lab import (
     unipc_step,
     velocity_to_x0,
 )
-from cosmos3_lab.random_checkpoint import NANO_SCHEDULER
+from cosmos3_lab.layout import NANO_SCHEDULER
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_schedules.json").read_text())
 CASES = [case for case in GOLDEN if case != "_note"]
@@ -287,7 +287,7 @@ def test_log_snr():
     ],
 )
 def test_scheduler_files_of_another_sampler_are_refused(change):
-    from cosmos3_lab.random_checkpoint import NANO_SCHEDULER
+    from cosmos3_lab.layout import NANO_SCHEDULER
 
     with pytest.raises(ValueError, match=next(iter(change))):
         schedule_from_config(NANO_SCHEDULER | change, 4)

@@ -46,6 +46,7 @@ SOUND_WORDS = {
     "silence": ("silence", "no sound", "it is silent", "quiet"),
 }
 USUAL_SOUND = {"bounce": "thud", "ricochet": "knock", "pulse": "ping", "drop": "thud", "collide": "click", "still": "silence"}
+SOUND_MARKS = ("; ", ", ", ". ", ", with ")  # between the rest of a caption and its sound
 
 
 def tell(scene: Scene, seed: int) -> str:
@@ -67,6 +68,24 @@ def tell(scene: Scene, seed: int) -> str:
     article = "an" if background[0] in "aeiou" else "a"
     caption = _ordered(rng, action, f"{article} {background}", _sound_words(rng, scene))
     return caption[0].upper() + caption[1:] + "." if rng.rand() < 0.15 else caption
+
+
+def template(caption: str) -> str:
+    """Which word order a caption of `tell` has: where the background stands, and behind what the sound.
+
+        a red circle bounces on a blue background; low thuds    ->  background last, sound behind ';'
+        On a blue background a red circle bounces.              ->  background first without comma, sound unsaid
+
+    Args:
+        caption: told by `tell`.
+    """
+    text = caption.lower()
+    place = "last"
+    if text.startswith(("on ", "against ", "in front of ")):
+        place = "first with comma" if "background," in text else "first without comma"
+    endings = {mark: tuple(mark + words for sound in SOUND_WORDS.values() for words in sound) for mark in SOUND_MARKS}
+    marks = [mark.strip(", ") or "," for mark, ends in endings.items() if text.removesuffix(".").endswith(ends)]
+    return f"background {place}, sound {f'behind {marks[0]!r}' if marks else 'unsaid'}"
 
 
 def _ordered(rng: np.random.RandomState, action: str, background: str, sound: str) -> str:

@@ -50,7 +50,12 @@ def make_clip(seed: int, *, things: int | None = None, motion: str | None = None
 
 
 def draw(
-    scenes: Sequence[Scene], *, frames: int = FRAMES, side: int = SIDE, device: torch.device | str = "cpu"
+    scenes: Sequence[Scene],
+    *,
+    frames: int = FRAMES,
+    side: int = SIDE,
+    starts: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "n 3 frames height width"]:
     """Pixels of every scene, float32 in [0, 1].
 
@@ -58,9 +63,10 @@ def draw(
         scenes: n of them.
         frames: how many, 16 a second.
         side: height and width in pixels.
+        starts: first frame of each scene, None for the beginning.
         device: where to draw.
     """
-    times = np.arange(frames) / FPS
+    times = (np.arange(frames) + np.array([0] * len(scenes) if starts is None else starts)[:, None]) / FPS
     rows = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side
     background = torch.tensor([s.background_rgb for s in scenes], device=device)
     pixels = background[:, :, None, None, None].expand(-1, -1, frames, side, side)
@@ -78,10 +84,10 @@ def draw(
 
 def _paths(things: Sequence[Thing | None], times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, y, radius `[n, frames]`; a missing thing lies far outside."""
-    paths = np.full((3, len(things), len(times)), -9.0)
+    paths = np.full((3, *times.shape), -9.0)
     for i, thing in enumerate(things):
         if thing is not None:
-            x, y, scale = place(thing, times)
+            x, y, scale = place(thing, times[i])
             paths[:, i] = x, y, scale * thing.radius
     paths[2] = np.maximum(paths[2], 1e-3)
     return paths[0], paths[1], paths[2]
@@ -109,26 +115,32 @@ def play(scenes: Sequence[Scene], *, samples: int = SAMPLES, device: torch.devic
         device: where to compute.
     """
     seconds = torch.arange(samples, dtype=torch.float64, device=device) / SAMPLE_RATE
-    return torch.stack([_sound(scene, seconds) for scene in scenes]).float()
+    out = torch.zeros(len(scenes), 2, samples, dtype=torch.float64, device=device)
+    for kind in sorted({scene.sound for scene in scenes} - {"silence"}):
+        index = [i for i, scene in enumerate(scenes) if scene.sound == kind]
+        sounding = [scenes[i] for i in index]
+        out[index] = (_continuous if kind in ("tone", "hum") else _hits)(kind, sounding, seconds)
+    return out.clamp(-1, 1).float()
 
 
-def _sound(scene: Scene, seconds: Tensor) -> Tensor:
-    thing = scene.things[scene.sounding]
-    if scene.sound == "silence":
-        return torch.zeros(2, len(seconds), dtype=seconds.dtype, device=seconds.device)
-    if scene.sound in ("tone", "hum"):
-        return _continuous(scene.sound, thing, seconds)
-    out = torch.zeros(2, len(seconds), dtype=seconds.dtype, device=seconds.device)
-    for event in scene.events:
-        event = round(event, 2)  # a 10 ms grid: few different onsets within a sound latent, and inaudible
-        x = float(place(thing, np.array([event]))[0][0])
-        since = (seconds - event).clamp_min(0)
-        hit = _hit(scene.sound, since, PITCH[thing.size]) * (seconds >= event)
-        out = out + _pan(x)[:, None].to(seconds) * hit
-    return out.clamp(-1, 1)
+def _hits(kind: str, scenes: Sequence[Scene], seconds: Tensor) -> Tensor:
+    """One impact at every event, each from where the thing is then."""
+    things = [scene.things[scene.sounding] for scene in scenes]
+    # A 10 ms grid: few different onsets within a sound latent, and inaudible. A missing event is never reached.
+    events = np.full((len(scenes), max(len(scene.events) for scene in scenes)), np.inf)
+    for row, scene in zip(events, scenes, strict=True):
+        row[: len(scene.events)] = np.round(scene.events, 2)
+    xs = np.stack([place(thing, np.minimum(row, SECONDS))[0] for thing, row in zip(things, events, strict=True)])
+    pitch = torch.tensor([PITCH[thing.size] for thing in things]).to(seconds)
+    out = torch.zeros(len(scenes), 2, len(seconds)).to(seconds)
+    for event, x in zip(torch.from_numpy(events.T).to(seconds), torch.from_numpy(xs.T).to(seconds), strict=True):
+        since = seconds - event[:, None]
+        hit = _hit(kind, since.clamp_min(0), pitch[:, None]) * (since >= 0)
+        out += _pan(x).T[:, :, None] * hit[:, None]
+    return out
 
 
-def _hit(kind: str, t: Tensor, pitch: float) -> Tensor:
+def _hit(kind: str, t: Tensor, pitch: Tensor) -> Tensor:
     """One impact, starting at t = 0 with a 2 ms attack."""
     attack = (t / 0.002).clamp(0, 1)
     turns = 2 * torch.pi * t * pitch
@@ -144,22 +156,25 @@ def _hit(kind: str, t: Tensor, pitch: float) -> Tensor:
     return 0.6 * attack * (torch.sin(1900 * turns) + 0.5 * torch.sin(2700 * turns)) / 1.3 * torch.exp(-t / 0.018)
 
 
-def _continuous(kind: str, thing: Thing, seconds: Tensor) -> Tensor:
+def _continuous(kind: str, scenes: Sequence[Scene], seconds: Tensor) -> Tensor:
     """A tone whose pitch is the thing's height, or a hum; both fade in and out over 30 ms."""
+    things = [scene.things[scene.sounding] for scene in scenes]
     coarse = np.linspace(0, SECONDS + 0.05, 256)
-    x, y, _ = (np.interp(seconds.cpu().numpy(), coarse, path) for path in place(thing, coarse))
+    paths = torch.from_numpy(np.stack([place(thing, coarse)[:2] for thing in things])).to(seconds)
+    spot = seconds / (coarse[1] - coarse[0])
+    before = spot.long().clamp_max(len(coarse) - 2)
+    x, y = torch.lerp(paths[..., before], paths[..., before + 1], spot - before).unbind(dim=1)
     if kind == "tone":
-        hertz = torch.from_numpy(230 * 2 ** (1.7 * (1 - y))).to(seconds)
-        phase = 2 * torch.pi * torch.cumsum(hertz, 0) / SAMPLE_RATE
+        phase = 2 * torch.pi * torch.cumsum(230 * 2 ** (1.7 * (1 - y)), dim=-1) / SAMPLE_RATE
         wave = 0.30 * (torch.sin(phase) + 0.18 * torch.sin(2 * phase)) / 1.18
     else:
-        turns = 2 * torch.pi * 140 * PITCH[thing.size] * seconds
+        turns = 2 * torch.pi * 140 * seconds * torch.tensor([PITCH[thing.size] for thing in things]).to(seconds)[:, None]
         wave = 0.30 * (torch.sin(turns) + 0.5 * torch.sin(2 * turns) + 0.3 * torch.sin(3 * turns)) / 1.8
     fade = (seconds / 0.03).clamp(0, 1) * ((SECONDS - seconds) / 0.03).clamp(0, 1)
-    return wave * fade * _pan(torch.from_numpy(x).to(seconds))
+    return _pan(x).transpose(0, 1) * (wave * fade)[:, None]
 
 
-def _pan(x: float | Tensor) -> Tensor:
-    """Left and right gains of equal power for a place between 0 and 1."""
-    angle = torch.as_tensor(x).clamp(0, 1) * 0.76 + 0.12
+def _pan(x: Tensor) -> Tensor:
+    """Left and right gains of equal power, stacked first, for places between 0 and 1."""
+    angle = x.clamp(0, 1) * 0.76 + 0.12
     return torch.stack([torch.cos(angle * torch.pi / 2), torch.sin(angle * torch.pi / 2)])

@@ -21,7 +21,8 @@ from diffusers import (
 from transformers import AutoTokenizer
 
 from cosmos3_lab import load_cosmos3
-from cosmos3_lab.random_checkpoint import NANO_SCHEDULER, RECIPES, write_tokenizer
+from cosmos3_lab.layout import NANO_SCHEDULER, write_tokenizer
+from cosmos3_lab.random_checkpoint import CORPUS, RECIPES
 
 PROMPT, NEGATIVE = "A red kite over a beach.", "blurry"
 CLIP = {"num_frames": 9, "height": 48, "width": 80, "fps": 16.0}
@@ -117,7 +118,7 @@ def folder(tmp_path_factory):
     _fill(sound, 3).save_pretrained(root / "sound_tokenizer")
     scheduler = {k: v for k, v in NANO_SCHEDULER.items() if k != "_class_name"}
     UniPCMultistepScheduler(**scheduler).save_pretrained(root / "scheduler")
-    write_tokenizer(root / "text_tokenizer")
+    write_tokenizer(root / "text_tokenizer", CORPUS * 4, vocab_size=325)
     (root / "model_index.json").write_text(json.dumps({"_class_name": "Cosmos3OmniPipeline"}))
     assert len(list((root / "transformer").glob("*.safetensors"))) > 2
     return root

@@ -25,7 +25,7 @@ from cosmos3_lab import (
     unipc_step,
 )
 from cosmos3_lab.prepare import make_processor
-from cosmos3_lab.random_checkpoint import NANO_SCHEDULER
+from cosmos3_lab.layout import NANO_SCHEDULER
 from cosmos3_lab.transformer import media_position_ids
 
 STAGE = 1e-5

@@ -1,0 +1,110 @@
+"""The AVAE learns to pack 40 ms of stereo sound into one latent of 16 numbers and to unpack it again.
+
+The loss compares the waveforms and, at five resolutions, their spectrograms, for left, right, middle and side. Every clip is
+first brought to the same loudness, so that a quiet bell counts as much as a loud drum, and batches hold rare sounds as often
+as common ones. Sound latents are not rescaled before denoising, so a penalty keeps their channels at mean 0 and spread 1.
+
+Read next: `flow.py`.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from cosmos3_lab.pico.data import SceneBatches, scene_stream
+from cosmos3_lab.pico.optimizers import Trainer
+from cosmos3_lab.pico.recipe import Recipe
+from cosmos3_lab.pico.world import play
+from cosmos3_lab.sound_avae import Snake, SoundAVAE, spectrogram
+
+SOUND_SHARES = {"thud": 0.16, "knock": 0.20, "ping": 0.24, "click": 0.12, "tone": 0.18, "hum": 0.05, "silence": 0.05}
+KL, MOMENTS = 2e-4, 0.05
+
+
+def build_avae(recipe: Recipe, device: torch.device) -> SoundAVAE:
+    """Untrained AVAE with its encoder."""
+    with torch.device(device):
+        avae = SoundAVAE(recipe.avae, with_encoder=True)
+    if device.type == "cuda":
+        for module in avae.modules():
+            if isinstance(module, Snake):
+                module.compile(dynamic=True)
+    return avae
+
+
+def train_avae(avae: SoundAVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, float]]:
+    """Train from the trainer's step on; yields the numbers of every step.
+
+    Args:
+        avae: from `build_avae`.
+        trainer: of `avae`.
+        recipe: gives batch and crop.
+        seed: of scenes, crops and noise.
+        workers: processes that make scenes.
+    """
+    device, hop = avae.decoder.conv1.weight.device, avae.config.hop_size
+    batch = recipe.avae_phase.batch
+    stream = scene_stream(SceneBatches(seed + trainer.step_index, batch, SOUND_SHARES), workers)
+    while trainer.step_index < recipe.avae_phase.steps:
+        generator = torch.Generator(device).manual_seed(seed + trainer.step_index)
+        whole = play(next(stream), samples=recipe.sound_latents * hop, device=device)
+        # Crops start on the grid of latents, as every clip does.
+        starts = np.random.RandomState(seed + trainer.step_index).randint(recipe.sound_latents - recipe.crop + 1, size=batch)
+        crops = [w[:, hop * start : hop * (start + recipe.crop)] for w, start in zip(whole, starts, strict=True)]
+        progress = trainer.step_index / recipe.avae_phase.steps
+        loss, numbers = avae_loss(avae, torch.stack(crops), generator, progress=progress)
+        loss.backward()
+        trainer.step()
+        yield numbers
+
+
+def avae_loss(
+    avae: SoundAVAE, waveform: Float[Tensor, "b channels samples"], generator: torch.Generator, *, progress: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Reconstruction error of a batch plus what keeps the latents in shape.
+
+    Args:
+        avae: with its encoder.
+        waveform: a whole number of latents long.
+        generator: of the posterior's noise.
+        progress: of the training in [0, 1]; noise and KL come in slowly.
+    """
+    c = avae.config
+    mean, scale = avae.encoder(spectrogram(waveform, c)).chunk(2, dim=1)
+    deviation = F.softplus(scale) + 1e-4
+    kl = 0.5 * (mean.square() + deviation.square() - 1).mean() - deviation.log().mean()
+    moments = mean.mean(dim=(0, 2)).square().mean() + (mean.std(dim=(0, 2)) - 1).square().mean()
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    decoded = avae.decoder(mean + max(0.05, min(1.0, progress / 0.3)) * deviation * noise)
+    gain = (0.12 / (waveform.square().mean(dim=(1, 2), keepdim=True).sqrt() + 0.02)).clamp_max(3)
+    ours, theirs = decoded * gain, waveform * gain
+    error = ours - theirs
+    ramp = min(1.0, max(0.0, (progress - 0.1) / 0.3))
+    loss = 5 * error.abs().mean() + 10 * error.square().mean() + _spectral(ours, theirs) + KL * ramp * kl + MOMENTS * moments
+    signal, left = waveform.square().mean(), (decoded.detach() - waveform).square().mean()
+    snr = 10 * torch.log10(signal / left.clamp_min(1e-12))
+    return loss, {"loss": loss.detach(), "kl": kl.detach(), "snr": snr, "deviation": deviation.detach().mean()}
+
+
+def _spectral(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Distance of spectrograms, averaged over five window lengths."""
+    total = ours.new_zeros(())
+    lengths = [n for n in (1024, 512, 256, 128, 64) if n <= ours.shape[-1]]
+    for n in lengths:
+        a, b = _magnitudes(ours, n), _magnitudes(theirs, n)
+        convergence = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp_min(1e-3)
+        logs = F.l1_loss((a + 3e-3).log(), (b + 3e-3).log())
+        total = total + 0.5 * convergence + 4 * F.l1_loss(a, b) + 0.25 * logs
+    return total / len(lengths)
+
+
+def _magnitudes(x: Tensor, n: int) -> Tensor:
+    left, right = x.unbind(dim=1)
+    views = torch.cat([left, right, (left + right) / 2, (left - right) / 2])
+    window = torch.hann_window(n, device=x.device)
+    transform = torch.stft(views, n, n // 4, window=window, normalized=True, return_complex=True)
+    return (transform.real.square() + transform.imag.square() + 1e-8).sqrt()
