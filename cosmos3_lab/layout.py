@@ -106,7 +106,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     from safetensors.torch import save_file
 
     if shard_bytes is None:
-        save_file({k: v.cpu() for k, v in tensors}, folder / SINGLE, {"format": "pt"})
+        save_file({k: v.cpu().contiguous() for k, v in tensors}, folder / SINGLE, {"format": "pt"})
         return
     weight_map, total, files = {}, 0, []
     for shard in _shards(tensors, shard_bytes):
@@ -127,5 +127,5 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator
         if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
             yield shard
             shard = {}
-        shard[name] = tensor.cpu()
+        shard[name] = tensor.cpu().contiguous()
     yield shard

@@ -74,7 +74,7 @@ ROWS = [
     {"sizes"},
     {"captions", "latents", "schedule", "positions", "layers", "video_vae", "sound_avae", "media"},
     {"prompt", "presets", "guidance", "unipc", "towers", "weights"},
-    {"request", "transformer", "settings", "memory"},
+    {"request", "transformer", "settings", "memory", "layout"},
     {"checkpoint", "random_checkpoint"},
     {"denoise", "inspection", "prepare"},
     {"branch", "generate"},

@@ -33,20 +33,21 @@ class SceneBatches(IterableDataset):
     """Batches of random scenes, without end and without the combinations that are held out.
 
     Args:
-        seed: of the first scene; later ones count up.
+        seed: of batch 0; later ones count up.
         size: scenes in a batch.
+        first: number of the first batch, to go on where another run stopped.
         sounds: if given, batches are balanced: how often each sound is wanted.
     """
 
-    def __init__(self, seed: int, size: int, sounds: dict[str, float] | None = None) -> None:
+    def __init__(self, seed: int, size: int, *, first: int = 0, sounds: dict[str, float] | None = None) -> None:
         super().__init__()
-        self.seed, self.size, self.sounds = seed, size, sounds
+        self.seed, self.size, self.first, self.sounds = seed, size, first, sounds
 
     def __iter__(self) -> Iterator[list[Scene]]:
         worker = get_worker_info()
         index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:  # batch k depends on k alone, however many workers there are
-            yield self.batch(np.random.RandomState(self.seed + index))
+            yield self.batch(np.random.RandomState(self.seed + self.first + index))
             index += stride
 
     def batch(self, rng: np.random.RandomState) -> list[Scene]:
@@ -204,10 +205,15 @@ class Pool:
         weights = np.array(CAPTION_SHARES)[captions]
         chosen = rng.choice(len(clips), count, p=weights / weights.sum())
         ids = torch.from_numpy(table.ids[clips[chosen], captions[chosen], :like].astype(np.int64))
-        where = torch.from_numpy(clips[chosen]).to(self.video.device)
+        where = _to(torch.from_numpy(clips[chosen]), self.video.device)
         t = (length - 1) // 4 + 1
         n_sound = sound_latent_frames(length, FPS)  # 25 a second, as everywhere
-        return Latents(self.video[where, :, :t], self.sound[where, :n_sound]), ids.to(self.video.device)
+        return Latents(self.video[where, :, :t], self.sound[where, :n_sound]), _to(ids, self.video.device)
+
+
+def _to(x: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for what it is doing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 CAPTION_SHARES = (0.3, 0.3, 0.3, 0.1)

@@ -6,7 +6,7 @@
 On ground truth it is right about everything (tests/pico), so that what it finds wrong in a generated clip is the model's. Times
 are in seconds, lengths in units of the frame.
 
-Read next: nothing; this is the end of the story.
+Read next: `score.py`, which judges many clips.
 """
 
 from collections.abc import Mapping
@@ -307,8 +307,10 @@ def _motion(track: _Track, others: list[_Track], fps: float) -> tuple[str, tuple
 
 
 def _meeting(track: _Track, others: list[_Track], fps: float) -> float | None:
-    """When two things that come from both sides touch, None if they do not."""
+    """When two things that come from both sides at one height touch, None if they do not."""
     for other in others:
+        if abs(np.median(track.y) - np.median(other.y)) > 0.1:
+            continue
         gap = np.hypot(track.x - other.x, track.y - other.y)
         nearest = int(np.argmin(gap))
         touching = gap[nearest] < 1.25 * (np.sqrt(track.area[nearest] / np.pi) + np.sqrt(other.area[nearest] / np.pi))

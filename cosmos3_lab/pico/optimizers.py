@@ -8,6 +8,7 @@ kernels.
 Read next: `train.py`.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -115,6 +116,11 @@ class Trainer:
             self.optimizers.append(Muon([self.master[name] for name in muon]))
         self.full_rates = [o.param_groups[0]["lr"] for o in self.optimizers]
 
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done."""
+        return self.step_index / self.phase.steps
+
     def step(self) -> None:
         """Use the gradients of the module, clear them, and give the module the new weights."""
         for name, p in self.params.items():
@@ -162,10 +168,11 @@ class Trainer:
 
     @torch.no_grad()
     def averaged(self) -> nn.Module:
-        """The module with its averaged weights in float32, for good; call at the end."""
-        for name, p in self.params.items():
-            p.data = self.average[name]
-        return self.module.requires_grad_(False).eval()
+        """A copy of the module with its averaged weights, in float32."""
+        module = copy.deepcopy(self.module).requires_grad_(False).eval()
+        for name, p in module.named_parameters():
+            p.data = self.average[name].clone()
+        return module
 
 
 def _laid_out_as(p: Tensor, saved: Tensor) -> Tensor:

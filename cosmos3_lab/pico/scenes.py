@@ -185,8 +185,8 @@ MOTIONS = {
 }
 # What two things may do side by side: one keeps to the left half, the other to the right.
 SIDE_BY_SIDE = ("bounce", "rise", "fall", "pulse", "drop", "still")
-# ... and one above the other.
-STACKED = ("ricochet", "slide right", "slide left", "pulse", "still")
+# ... and one above the other; what bounces is below, where the floor is.
+STACKED = ("ricochet", "slide right", "slide left", "pulse", "still", "bounce")
 
 
 # Combinations of colour, shape and motion that training leaves out, to see whether pico can put together what it knows.
@@ -260,20 +260,21 @@ def _scene(rng: np.random.RandomState, things: tuple[Thing, ...], sounding: int)
 
 
 def _two_things(rng: np.random.RandomState, motion: str | None) -> Scene:
-    """Each in its own half, so that nothing is ever hidden; events, where there are any, belong to one of them."""
-    stacked = motion in STACKED if motion is not None else rng.rand() < 0.45
-    choices = STACKED if stacked else SIDE_BY_SIDE
-    first = motion if motion in choices else rng.choice(choices)
-    quiet = [m for m in choices if m not in EVENT_MOTIONS] if first in EVENT_MOTIONS else choices
-    second = rng.choice(quiet)
-    halves = (
-        [((0.0, 1.0), (0.0, 0.5)), ((0.0, 1.0), (0.5, 1.0))] if stacked else [((0.0, 0.5), (0.0, 1.0)), ((0.5, 1.0), (0.0, 1.0))]
-    )
-    if rng.rand() < 0.5:
-        halves.reverse()
-    a = _thing(rng, str(first), set(), ["small", "medium"])
-    b = _thing(rng, str(second), {a.colour}, ["small", "medium"])
-    things = tuple(_moving(rng, thing, *half) for thing, half in zip((a, b), halves, strict=True))
+    """Each in its own part of the frame, so that nothing is ever hidden; events, if there are any, belong to one of them."""
+    fitting = [choices for choices in (SIDE_BY_SIDE, STACKED) if motion is None or motion in choices]
+    choices = fitting[rng.randint(len(fitting))]
+    first = motion or str(rng.choice(choices))
+    second = str(rng.choice([m for m in choices if m not in EVENT_MOTIONS] if first in EVENT_MOTIONS else choices))
+    a = _thing(rng, first, set(), ["small", "medium"])
+    b = _thing(rng, second, {a.colour}, ["small", "medium"])
+    if choices is SIDE_BY_SIDE:
+        parts = [((0.0, 0.5), (0.0, 1.0)), ((0.5, 1.0), (0.0, 1.0))]
+        swapped = rng.rand() < 0.5
+    else:
+        split = 0.38 if "bounce" in (first, second) else 0.5  # what bounces needs the room
+        parts = [((0.0, 1.0), (0.0, split)), ((0.0, 1.0), (split, 1.0))]
+        swapped = first == "bounce" or (second != "bounce" and rng.rand() < 0.5)
+    things = tuple(_moving(rng, thing, *part) for thing, part in zip((a, b), parts[::-1] if swapped else parts, strict=True))
     return _scene(rng, things, int(b.motion in EVENT_MOTIONS))
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmos3_lab.pico.data import SceneBatches, scene_stream
+from cosmos3_lab.pico.graphs import LossStep
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.recipe import Recipe
 from cosmos3_lab.pico.world import play
 from cosmos3_lab.sound_avae import Snake, SoundAVAE, spectrogram
 
-SOUND_SHARES = {"thud": 0.16, "knock": 0.20, "ping": 0.24, "click": 0.12, "tone": 0.18, "hum": 0.05, "silence": 0.05}
+SOUND_SHARES = {"thud": 0.15, "knock": 0.18, "ping": 0.22, "click": 0.18, "tone": 0.17, "hum": 0.05, "silence": 0.05}
 KL, MOMENTS = 2e-4, 0.05
 
 
@@ -36,7 +37,7 @@ def build_avae(recipe: Recipe, device: torch.device) -> SoundAVAE:
     return avae
 
 
-def train_avae(avae: SoundAVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, float]]:
+def train_avae(avae: SoundAVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, Tensor]]:
     """Train from the trainer's step on; yields the numbers of every step.
 
     Args:
@@ -48,44 +49,50 @@ def train_avae(avae: SoundAVAE, trainer: Trainer, recipe: Recipe, *, seed: int, 
     """
     device, hop = avae.decoder.conv1.weight.device, avae.config.hop_size
     batch = recipe.avae_phase.batch
-    stream = scene_stream(SceneBatches(seed + trainer.step_index, batch, SOUND_SHARES), workers)
-    while trainer.step_index < recipe.avae_phase.steps:
+    stream = scene_stream(SceneBatches(seed, batch, first=trainer.step_index, sounds=SOUND_SHARES), workers)
+    step = LossStep(avae, lambda *inputs: avae_loss(avae, *inputs))
+    while trainer.progress < 1:
         generator = torch.Generator(device).manual_seed(seed + trainer.step_index)
         whole = play(next(stream), samples=recipe.sound_latents * hop, device=device)
         # Crops start on the grid of latents, as every clip does.
         starts = np.random.RandomState(seed + trainer.step_index).randint(recipe.sound_latents - recipe.crop + 1, size=batch)
-        crops = [w[:, hop * start : hop * (start + recipe.crop)] for w, start in zip(whole, starts, strict=True)]
-        progress = trainer.step_index / recipe.avae_phase.steps
-        loss, numbers = avae_loss(avae, torch.stack(crops), generator, progress=progress)
-        loss.backward()
+        crops = torch.stack([w[:, hop * start : hop * (start + recipe.crop)] for w, start in zip(whole, starts, strict=True)])
+        noise = torch.randn(batch, recipe.avae.vocoder_input_dim, recipe.crop, generator=generator, device=device)
+        ramps = max(0.05, min(1.0, trainer.progress / 0.3)), KL * min(1.0, max(0.0, (trainer.progress - 0.1) / 0.3))
+        numbers = step(crops, noise, *torch.tensor(ramps, device=device))
         trainer.step()
         yield numbers
 
 
 def avae_loss(
-    avae: SoundAVAE, waveform: Float[Tensor, "b channels samples"], generator: torch.Generator, *, progress: float
-) -> tuple[Tensor, dict[str, float]]:
+    avae: SoundAVAE,
+    waveform: Float[Tensor, "b channels samples"],
+    noise: Float[Tensor, "b d_sound n_sound"],
+    strength: Float[Tensor, ""],
+    kl_weight: Float[Tensor, ""],
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction error of a batch plus what keeps the latents in shape.
 
     Args:
         avae: with its encoder.
         waveform: a whole number of latents long.
-        generator: of the posterior's noise.
-        progress: of the training in [0, 1]; noise and KL come in slowly.
+        noise: standard normal, for the posterior.
+        strength: of the noise, 1 for all of it.
+        kl_weight: weight of the KL term.
     """
     c = avae.config
     mean, scale = avae.encoder(spectrogram(waveform, c)).chunk(2, dim=1)
     deviation = F.softplus(scale) + 1e-4
     kl = 0.5 * (mean.square() + deviation.square() - 1).mean() - deviation.log().mean()
     moments = mean.mean(dim=(0, 2)).square().mean() + (mean.std(dim=(0, 2)) - 1).square().mean()
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    decoded = avae.decoder(mean + max(0.05, min(1.0, progress / 0.3)) * deviation * noise)
-    gain = (0.12 / (waveform.square().mean(dim=(1, 2), keepdim=True).sqrt() + 0.02)).clamp_max(3)
+    decoded = avae.decoder(mean + strength * deviation * noise)
+    # By mean size, not by energy: a click is loud but so short that silence would be a good guess for it.
+    gain = (0.1 / (waveform.abs().mean(dim=(1, 2), keepdim=True) + 0.005)).clamp_max(10)
     ours, theirs = decoded * gain, waveform * gain
     error = ours - theirs
-    ramp = min(1.0, max(0.0, (progress - 0.1) / 0.3))
-    loss = 5 * error.abs().mean() + 10 * error.square().mean() + _spectral(ours, theirs) + KL * ramp * kl + MOMENTS * moments
-    signal, left = waveform.square().mean(), (decoded.detach() - waveform).square().mean()
+    shape = kl_weight * kl + MOMENTS * moments
+    loss = 5 * error.abs().mean() + 10 * error.square().mean() + _spectral(ours, theirs) + shape
+    signal, left = waveform.square().mean().clamp_min(1e-9), (decoded.detach() - waveform).square().mean()
     snr = 10 * torch.log10(signal / left.clamp_min(1e-12))
     return loss, {"loss": loss.detach(), "kl": kl.detach(), "snr": snr, "deviation": deviation.detach().mean()}
 
@@ -96,7 +103,7 @@ def _spectral(ours: Tensor, theirs: Tensor) -> Tensor:
     lengths = [n for n in (1024, 512, 256, 128, 64) if n <= ours.shape[-1]]
     for n in lengths:
         a, b = _magnitudes(ours, n), _magnitudes(theirs, n)
-        convergence = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp_min(1e-3)
+        convergence = torch.linalg.vector_norm(a - b) / (torch.linalg.vector_norm(b) + 50)  # 50: a silent batch must not explode
         logs = F.l1_loss((a + 3e-3).log(), (b + 3e-3).log())
         total = total + 0.5 * convergence + 4 * F.l1_loss(a, b) + 0.25 * logs
     return total / len(lengths)
@@ -106,5 +113,5 @@ def _magnitudes(x: Tensor, n: int) -> Tensor:
     left, right = x.unbind(dim=1)
     views = torch.cat([left, right, (left + right) / 2, (left - right) / 2])
     window = torch.hann_window(n, device=x.device)
-    transform = torch.stft(views, n, n // 4, window=window, normalized=True, return_complex=True)
+    transform = torch.stft(views, n, n // 4, window=window, return_complex=True)
     return (transform.real.square() + transform.imag.square() + 1e-8).sqrt()

@@ -64,7 +64,7 @@ def train_transformer(
     *,
     seed: int,
     workers: int,
-) -> Iterator[dict[str, float]]:
+) -> Iterator[dict[str, torch.Tensor]]:
     """Train from the trainer's step on; yields the numbers of every step.
 
     Args:
@@ -82,7 +82,7 @@ def train_transformer(
         raise ValueError(f"got {world} processes, expected a number that divides the {GROUPS} groups of a step")
     if device.type == "cuda":
         for layer in [*transformer.und.layers, *transformer.gen.layers]:
-            layer.compile()
+            layer.compile(dynamic=True)  # one text length after another, without compiling again
     encoders = copy.deepcopy(vae).to(transformer.dtype), avae
     scenes = TokenizedScenes(
         seed + 1_000_003 * rank + 7 * trainer.step_index, recipe.fresh, tokenizer_dir, tuple(lengths), recipe.side
@@ -94,7 +94,7 @@ def train_transformer(
     while pool.filled < min(recipe.pool, 16384):
         _refill(pool, next(stream), *encoders, recipe, device)
     nothing = {n: [ids.to(device) for ids in unconditional_ids(tokenizer_dir, n, recipe.side)] for n in lengths}
-    while trainer.step_index < trainer.phase.steps:
+    while trainer.progress < 1:
         common = np.random.RandomState(seed + trainer.step_index)  # the same in every process, so that gradients match
         own = np.random.RandomState(seed + trainer.step_index + 500_000_000 * (rank + 1))
         generator = torch.Generator(device).manual_seed(seed + trainer.step_index + 500_000_000 * (rank + 1))
@@ -102,7 +102,7 @@ def train_transformer(
         with_sound = length > 1 and common.rand() >= SILENT
         total = torch.zeros(2, device=device)
         for _ in range(GROUPS // world):
-            count = recipe.transformer_phase.batch // GROUPS
+            count = trainer.phase.batch // GROUPS
             x0, ids = pool.draw(own, count, length)
             if own.rand() < DROP_PROMPT:
                 ids = nothing[length][own.choice(len(UNCONDITIONAL_SHARES), p=UNCONDITIONAL_SHARES)].expand(count, -1)

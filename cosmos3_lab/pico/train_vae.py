@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos3_lab.pico.data import SceneBatches, scene_stream
+from cosmos3_lab.pico.graphs import LossStep
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.recipe import Recipe
-from cosmos3_lab.pico.scenes import Scene
 from cosmos3_lab.pico.world import FRAMES, draw
 from cosmos3_lab.video_vae import CausalMemory, ChannelNorm, VideoVAE, VideoVAEConfig
 
@@ -42,7 +42,7 @@ def build_vae(recipe: Recipe, device: torch.device) -> VideoVAE:
     return vae
 
 
-def train_vae(vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, float]]:
+def train_vae(vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, Tensor]]:
     """Train from the trainer's step on; yields the numbers of every step.
 
     Args:
@@ -53,22 +53,23 @@ def train_vae(vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, wor
         workers: processes that make scenes.
     """
     device = vae.quant_conv.weight.device
-    while trainer.step_index < recipe.vae_phase.steps:
-        frames, batch = stage(trainer.step_index / recipe.vae_phase.steps, recipe)
-        streams = scene_stream(SceneBatches(seed + 10_000_000 * frames + trainer.step_index, batch), workers)
-        while stage(trainer.step_index / recipe.vae_phase.steps, recipe) == (frames, batch):
+    while trainer.progress < 1:
+        frames, batch = stage(trainer.progress, recipe)
+        stream = scene_stream(SceneBatches(seed, batch, first=trainer.step_index), workers)
+        step = LossStep(vae, lambda *inputs: vae_loss(vae, *inputs))
+        while trainer.progress < 1 and stage(trainer.progress, recipe) == (frames, batch):
             generator = torch.Generator(device).manual_seed(seed + trainer.step_index)
             rng = np.random.RandomState(seed + trainer.step_index)
-            scenes = next(streams)
+            scenes = next(stream)
             starts = rng.randint(FRAMES - frames + 1, size=batch)  # every part of a motion is seen, in short clips too
             pixels = draw(scenes, frames=frames, side=recipe.side, starts=starts, device=device)
-            progress = trainer.step_index / recipe.vae_phase.steps
-            loss, numbers = vae_loss(vae, pixels, _backgrounds(scenes, device), generator, noise=NOISE * min(1, progress / 0.3))
-            loss.backward()
+            backgrounds = torch.tensor([scene.background_rgb for scene in scenes], device=device)
+            shape = (2, batch, recipe.vae.z_dim, (frames - 1) // 4 + 1, *[recipe.side // recipe.vae.scale_factor_spatial] * 2)
+            noise = torch.randn(shape, generator=generator, device=device)
+            extra = torch.tensor(NOISE * min(1.0, trainer.progress / 0.3), device=device)
+            numbers = step(pixels, backgrounds, noise, extra)
             trainer.step()
             yield numbers
-            if trainer.step_index == recipe.vae_phase.steps:
-                return
 
 
 def stage(progress: float, recipe: Recipe) -> tuple[int, int]:
@@ -83,28 +84,24 @@ def vae_loss(
     vae: VideoVAE,
     pixels: Float[Tensor, "b 3 frames height width"],
     backgrounds: Float[Tensor, "b 3"],
-    generator: torch.Generator,
-    *,
-    noise: float,
-) -> tuple[Tensor, dict[str, float]]:
+    noise: Float[Tensor, "2 b c t h w"],
+    extra: Float[Tensor, ""],
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction error of a batch plus KL.
 
     Args:
         vae: with its encoder.
         pixels: in [0, 1].
         backgrounds: colour of each clip's background, to know where things are.
-        generator: of the posterior's noise.
-        noise: extra noise, in units of each latent channel's spread.
+        noise: standard normal, for the posterior and for what is added on top.
+        extra: size of the latter, in units of each latent channel's spread.
     """
     target = pixels * 2 - 1
     mean, log_variance = encode(vae, target)
     log_variance = log_variance.clamp(-20, 10)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     spread = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
-    draw_like = {"generator": generator, "device": mean.device}
-    latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, **draw_like)
-    latent = latent + noise * spread * torch.randn(mean.shape, **draw_like)
-    error = decode(vae, latent) - target
+    error = decode(vae, mean + (0.5 * log_variance).exp() * noise[0] + extra * spread * noise[1]) - target
     weight = _weights(pixels, backgrounds)
     # Edges are where the eye looks: the error's own edges count once more.
     edges = [(weight.narrow(d, 1, error.shape[d] - 1) * error.diff(dim=d).abs()).mean() for d in (3, 4)]
@@ -149,10 +146,6 @@ def _weights(pixels: Tensor, backgrounds: Tensor) -> Tensor:
 
 def _psnr(mean_square: Tensor) -> Tensor:
     return 10 * torch.log10(4 / mean_square.clamp_min(1e-9))  # values span 2
-
-
-def _backgrounds(scenes: list[Scene], device: torch.device) -> Tensor:
-    return torch.tensor([scene.background_rgb for scene in scenes], device=device)
 
 
 @torch.no_grad()
