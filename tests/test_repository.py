@@ -108,7 +108,7 @@ def test_every_import_is_a_dependency():
     """What the package imports is declared, and what is declared is imported."""
     names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
-    names |= {"typer": "typer", "IPython": "jupyterlab"}  # IPython comes with the lab extra's ipywidgets and jupyterlab
+    names |= {"matplotlib": "matplotlib", "typer": "typer", "IPython": "jupyterlab"}  # IPython comes with the lab extra's ipywidgets and jupyterlab
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
     third_party = {m for m in found if m not in sys.stdlib_module_names and m != "cosmos3_lab"}
@@ -122,7 +122,8 @@ def test_nothing_large_and_no_outputs_in_git():
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in listed:
-        assert (ROOT / name).stat().st_size < 20_000_000, name
+        # The weights in the box have a limit of their own (tests/pico/test_default.py).
+        assert (ROOT / name).stat().st_size < 20_000_000 or name.startswith("cosmos3_lab/pico/checkpoint/"), name
         assert not name.startswith("outputs/")
 
 
