@@ -1,46 +1,40 @@
 """One T2AV run of a checkpoint through cosmos3_lab and through diffusers, from the same prompt text and the same noise.
 
-    python benchmarks/parity.py FOLDER [--prompt "..."] [--steps N] [--threads N]
+    python benchmarks/parity.py [FOLDER] [--prompt "..."] [--steps N] [--threads N]
 
-Float32 on the CPU, `preset="diffusers"`. Exit code 1 unless latents agree within 1e-3 (relative to the largest value) and
-frames within one level of 255.
+FOLDER is one that diffusers reads as a whole; without it, pico. Float32 on the CPU, `preset="diffusers"`. Exit code 1 unless
+the token ids are equal, latents and sound agree within 1e-3 (relative to the largest value) and frames within one level of 255.
+The test of the checkpoint in the package (tests/oracle/test_pico.py) is this run with few steps.
 """
 
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    Cosmos3AVAEAudioTokenizer,
-    Cosmos3OmniPipeline,
-    Cosmos3OmniTransformer,
-    UniPCMultistepScheduler,
-)
+from diffusers import Cosmos3OmniPipeline
 from measuring import Results
-from transformers import AutoTokenizer
 
 from cosmos3_lab import generate, init_latents, load_cosmos3, pixel_to_latent_shape, sound_latent_frames
 
 TOLERANCE = 1e-3
 
 
-def with_diffusers(folder, prompt, settings, noise):
-    """Latents, frames and waveform of `Cosmos3OmniPipeline`, and its seconds."""
-    pipe = Cosmos3OmniPipeline(
-        transformer=Cosmos3OmniTransformer.from_pretrained(folder / "transformer", torch_dtype=torch.float32),
-        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        sound_tokenizer=Cosmos3AVAEAudioTokenizer.from_pretrained(folder / "sound_tokenizer", torch_dtype=torch.float32),
-        scheduler=UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-        text_tokenizer=AutoTokenizer.from_pretrained(folder / "text_tokenizer"),
-        enable_safety_checker=False,
-    )
+def load_diffusers(folder):
+    """The folder as a whole, as its users load it, but for the dtype: every weight in float32."""
+    pipe = Cosmos3OmniPipeline.from_pretrained(folder, dtype=torch.float32, enable_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    latents = {}
+    return pipe
+
+
+def with_diffusers(pipe, prompt, settings, noise):
+    """Token ids of both branches, latents, frames and waveform of `Cosmos3OmniPipeline`, and its seconds."""
+    ids, latents = [], {}
     decode_video, decode_sound = pipe.vae.decode, pipe.decode_sound
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+
+    def spy_text(_module, _args, kwargs):
+        ids.append(kwargs["input_ids"].tolist())
 
     def spy_video(z, *args, **kwargs):
         latents["video"] = (z - mean) / std
@@ -50,6 +44,7 @@ def with_diffusers(folder, prompt, settings, noise):
         latents["sound"] = latent.T[None]
         return decode_sound(latent)
 
+    pipe.transformer.register_forward_pre_hook(spy_text, with_kwargs=True)
     pipe.vae.decode, pipe.decode_sound = spy_video, spy_sound
     begin = time.perf_counter()
     result = pipe(
@@ -60,18 +55,28 @@ def with_diffusers(folder, prompt, settings, noise):
         sound_latents=noise.sound[0].T.contiguous(),
         output_type="pt",
     )
+    seconds = time.perf_counter() - begin
     frames = (result.video.permute(0, 2, 3, 1) * 255).round()
-    return latents, frames, result.sound, time.perf_counter() - begin
+    return ids[:2], latents, frames, result.sound.clamp(-1, 1), seconds
 
 
 def relative(a, b):
+    """Largest difference, in units of the largest value of the reference `b`."""
+    assert a.shape == b.shape, (a.shape, b.shape)
     return float((a - b).abs().max() / b.abs().max())
 
 
-def compare(folder, prompt, steps=None):
-    """Run both and return the differences."""
-    with load_cosmos3(folder, device="cpu") as models:
-        d = models.defaults
+def compare(folder="pico", prompt=None, steps=None):
+    """Run both and return the differences.
+
+    Args:
+        folder: of the checkpoint.
+        prompt: None for the checkpoint's first example.
+        steps: None for the checkpoint's default.
+    """
+    with load_cosmos3(folder, device="cpu", dtype=torch.float32) as models:
+        d, m, folder = models.defaults, models.media, models.folder
+        prompt = d.example_prompts[0] if prompt is None else prompt
         settings = {
             "num_frames": d.num_frames,
             "height": d.height,
@@ -80,7 +85,6 @@ def compare(folder, prompt, steps=None):
             "num_inference_steps": steps or d.num_inference_steps,
             "guidance_scale": d.guidance_scale,
         }
-        m = models.media
         noise = init_latents(
             pixel_to_latent_shape(d.num_frames, d.height, d.width, temporal=m.temporal, spatial=m.spatial),
             channels=m.channels,
@@ -90,14 +94,19 @@ def compare(folder, prompt, steps=None):
         begin = time.perf_counter()
         ours = generate(models, prompt, **settings, with_sound=True, noise=noise, preset="diffusers", progress=False)
         seconds = time.perf_counter() - begin
-    latents, frames, waveform, reference_seconds = with_diffusers(folder, prompt, settings, noise)
+    ids, latents, frames, waveform, reference_seconds = with_diffusers(load_diffusers(folder), prompt, settings, noise)
+    request = ours.inputs.request
     levels = (torch.from_numpy(ours.output.frames).float() - frames).abs()
     return {
+        "checkpoint": d.name,
+        "fingerprint": models.fingerprint,
+        "settings": settings,
+        "token_ids_equal": ids == [request.text_ids[0].tolist(), request.neg_text_ids[0].tolist()],
         "video_latents": relative(ours.latents.video, latents["video"]),
         "sound_latents": relative(ours.latents.sound, latents["sound"]),
         "frames_max_levels_of_255": float(levels.max()),
         "frames_share_that_differ": float((levels > 0).float().mean()),
-        "waveform": relative(torch.from_numpy(ours.output.waveform), waveform.clamp(-1, 1)),
+        "waveform": relative(torch.from_numpy(ours.output.waveform), waveform),
         "seconds_lab_over_diffusers": round(seconds / reference_seconds, 3),
         "seconds": [round(seconds, 2), round(reference_seconds, 2)],
     }
@@ -105,16 +114,16 @@ def compare(folder, prompt, steps=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--prompt", default="a red circle bounces on a blue background; low thuds")
+    parser.add_argument("folder", nargs="?", default="pico")
+    parser.add_argument("--prompt", help="the checkpoint's first example, where none is given")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", default="benchmarks/results/parity.json")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     found = compare(a.folder, a.prompt, a.steps)
-    Results(a.out).put(f"parity/{a.folder.name}", found)
-    same = max(found["video_latents"], found["sound_latents"], found["waveform"]) < TOLERANCE
+    Results(a.out).put(f"parity/{found['checkpoint']}", found)
+    same = found["token_ids_equal"] and max(found[k] for k in ("video_latents", "sound_latents", "waveform")) < TOLERANCE
     sys.exit(0 if same and found["frames_max_levels_of_255"] <= 1 else 1)
 
 

@@ -32,6 +32,21 @@ NANO_SCHEDULER = {
     "lower_order_final": True,
 }
 
+# model_index.json: what diffusers' Cosmos3OmniPipeline.from_pretrained looks for.
+MODEL_INDEX = {
+    "_class_name": "Cosmos3OmniPipeline",
+    "_diffusers_version": "0.42.1",
+    "default_use_system_prompt": True,
+    "enable_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "sound_tokenizer": ["diffusers", "Cosmos3AVAEAudioTokenizer"],
+    "text_tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "Cosmos3OmniTransformer"],
+    "use_native_flow_schedule": False,
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+
 
 def transformer_json(c: Cosmos3Config) -> dict[str, Any]:
     """`transformer/config.json` of these shapes, without the action heads."""

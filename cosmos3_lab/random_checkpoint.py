@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cosmos3_lab.layout import NANO_SCHEDULER, transformer_json, vae_json, write_json, write_tokenizer, write_weights
+from cosmos3_lab.layout import MODEL_INDEX, NANO_SCHEDULER, transformer_json, vae_json, write_json, write_tokenizer, write_weights
 from cosmos3_lab.sound_avae import SoundAVAE, SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
 from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
@@ -111,7 +111,7 @@ def write_random_checkpoint(
         tensors = ((key, _random(key, size, generator).to(dtype)) for key, size in shape)
         write_weights(folder / name, tensors, recipe.shard_bytes if name == "transformer" else None)
     write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER)
-    write_json(folder / "model_index.json", {"_class_name": "Cosmos3OmniPipeline"})
+    write_json(folder / "model_index.json", MODEL_INDEX)
     write_tokenizer(folder / "text_tokenizer", CORPUS * 4, vocab_size=325)
     if recipe.defaults is not None:
         write_json(folder / "cosmos3_lab.json", {"name": f"random-{size}", "defaults": recipe.defaults})

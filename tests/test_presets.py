@@ -7,8 +7,8 @@ import torch
 
 from cosmos3_lab import PRESETS, Preset, flow_schedule, get_preset, karras_schedule
 from cosmos3_lab.captions import Metadata
-from cosmos3_lab.presets import compare, comparison_rows, resolve_schedule
 from cosmos3_lab.layout import NANO_SCHEDULER
+from cosmos3_lab.presets import compare, comparison_rows, resolve_schedule
 
 NATIVE, PHYAI, DIFFUSERS = PRESETS["native"], PRESETS["phyai"], PRESETS["diffusers"]
 FLOW_FILE = NANO_SCHEDULER | {"use_karras_sigmas": False, "flow_shift": 3.0}

@@ -1,5 +1,6 @@
 """The repository around the package: README examples run, tables and dependency lists agree with the code."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from cosmos3_lab import PRESETS, read_mp4
 from cosmos3_lab.cli import app
 from cosmos3_lab.presets import comparison_rows
+from cosmos3_lab.settings import PICO, read_configs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,6 +98,17 @@ def test_readme_links_exist():
         assert (ROOT / target).exists(), target
 
 
+def test_readme_shows_a_gallery_that_plays():
+    assert "](docs/gallery.webp)" in README.split("\n## ")[0]
+    path = ROOT / "docs" / "gallery.webp"
+    assert path.stat().st_size <= 3_000_000
+    with Image.open(path) as gallery:
+        assert gallery.format == "WEBP"
+        assert gallery.n_frames == read_configs(PICO).defaults.num_frames
+        assert gallery.info["loop"] == 0  # for ever
+        assert gallery.width <= 900
+
+
 def test_environment_yml_equals_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda, pip = environment["dependencies"][:-1], environment["dependencies"][-1]["pip"]
@@ -108,7 +122,8 @@ def test_every_import_is_a_dependency():
     """What the package imports is declared, and what is declared is imported."""
     names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
-    names |= {"matplotlib": "matplotlib", "typer": "typer", "IPython": "jupyterlab"}  # IPython comes with the lab extra's ipywidgets and jupyterlab
+    # IPython comes with the lab extra's ipywidgets and jupyterlab
+    names |= {"matplotlib": "matplotlib", "typer": "typer", "IPython": "jupyterlab"}
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
     third_party = {m for m in found if m not in sys.stdlib_module_names and m != "cosmos3_lab"}
@@ -142,3 +157,41 @@ def test_make_demo_makes_a_video_with_sound_and_says_where(tmp_path, monkeypatch
 
 def test_ci_runs_make_test():
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+# Rows of the README's table about pico: what it is called there, and where it stands in the scores.
+PICO_ROWS = {
+    "everything right": ("followed",),
+    "background": ("right", "background"),
+    "colour": ("right", "colour"),
+    "shape": ("right", "shape"),
+    "size": ("right", "size"),
+    "motion": ("right", "motion"),
+    "sound": ("right", "sound"),
+    "sound in sync (F1)": ("sync",),
+    "outline (IoU with the ideal shape)": ("outline",),
+    "both colours with their shapes": ("bound",),
+}
+PICO_COLUMNS = ("one thing", "two things", "collisions", "one thing, combinations held out")
+
+
+def pico_table():
+    kinds = json.loads((ROOT / "cosmos3_lab/pico/checkpoint/TRAINING.json").read_text(encoding="utf-8"))["scores"]["kinds"]
+
+    def figure(kind, source, path):
+        scores = kinds[kind][source]
+        for key in path:
+            scores = scores[key]
+        return "-" if scores["value"] is None else f"{scores['value']:.3f}"
+
+    counts = [kinds[kind]["generated"]["followed"]["count"] for kind in PICO_COLUMNS]
+    heads = [f"{kind} ({count})" for kind, count in zip(PICO_COLUMNS, counts, strict=True)]
+    rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, path in PICO_ROWS.items():
+        cells = [f"{figure(k, 'generated', path)} [{figure(k, 'reconstruction', path)}]" for k in PICO_COLUMNS]
+        rows.append(f"| {name} | {' | '.join(c.replace('- [-]', '-') for c in cells)} |")
+    return "\n".join(rows)
+
+
+def test_the_table_about_pico_says_what_was_measured():
+    assert pico_table() in README, f"put this table into the README:\n{pico_table()}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cosmos3_lab.captions import Clip, positive_segments
 from cosmos3_lab.checkpoint import SKIP_TRANSFORMER, weight_norm_sources
-from cosmos3_lab.layout import NANO_SCHEDULER, transformer_json, vae_json, write_json, write_tokenizer, write_weights
+from cosmos3_lab.layout import MODEL_INDEX, NANO_SCHEDULER, transformer_json, vae_json, write_json, write_tokenizer, write_weights
 from cosmos3_lab.pico.grammar import tell
 from cosmos3_lab.pico.recipe import NEGATIVE_PROMPT, Recipe
 from cosmos3_lab.pico.scenes import sample_scene
@@ -35,19 +35,6 @@ EXAMPLE_PROMPTS = (
     "a pink circle orbits clockwise on a gray background; a tone follows its height",
     "a big orange square pulses slowly on a cyan background; low thuds",
 )
-MODEL_INDEX = {
-    "_class_name": "Cosmos3OmniPipeline",
-    "_diffusers_version": "0.42.1",
-    "default_use_system_prompt": True,
-    "enable_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-    "sound_tokenizer": ["diffusers", "Cosmos3AVAEAudioTokenizer"],
-    "text_tokenizer": ["transformers", "AutoTokenizer"],
-    "transformer": ["diffusers", "Cosmos3OmniTransformer"],
-    "use_native_flow_schedule": False,
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
 
 
 def write_settings(folder: Path, recipe: Recipe, defaults: dict[str, Any]) -> None:

@@ -212,7 +212,7 @@ def sample_scene(seed: int, *, things: int | None = None, motion: str | None = N
 
     Args:
         seed: of the scene.
-        things: 1 or 2; None draws (a third of the scenes have two).
+        things: 1 or 2; None draws (about half of the scenes have two).
         motion: of the first thing, "collide" for a collision of two; None draws.
         held_out: False for training (never a combination of `HELD_OUT`), True for one of those, None for anything.
 
@@ -237,7 +237,7 @@ def sample_scene(seed: int, *, things: int | None = None, motion: str | None = N
 def _draw_scene(rng: np.random.RandomState, things: int | None, motion: str | None) -> Scene:
     if motion == "collide" or (motion is None and things != 1 and rng.rand() < 0.10):
         return _collision(rng)
-    if things == 2 or (things is None and rng.rand() < 0.27):
+    if things == 2 or (things is None and rng.rand() < 0.42):  # the harder half: attributes must be bound to the right thing
         return _two_things(rng, motion)
     chosen = motion or _pick(rng, MOTIONS)
     thing = _moving(rng, _thing(rng, chosen, set(), list(SIZES)), (0.0, 1.0), (0.0, 1.0))

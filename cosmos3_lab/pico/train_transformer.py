@@ -8,7 +8,7 @@ Read next: `score.py`, which says what came of it.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ def train_transformer(
 
 
 @torch.no_grad()
-def _refill(pool: Pool, made: tuple, vae: VideoVAE, avae: SoundAVAE, recipe: Recipe, device: torch.device) -> None:
+def _refill(pool: Pool, made: Sequence, vae: VideoVAE, avae: SoundAVAE, recipe: Recipe, device: torch.device) -> None:
     scenes, ids = made
     video = encode_video(vae, draw(scenes, frames=recipe.frames, side=recipe.side, device=device))
     sound = encode_sound(avae, play(scenes, samples=recipe.sound_latents * recipe.avae.hop_size, device=device))

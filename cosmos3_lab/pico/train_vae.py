@@ -61,7 +61,7 @@ def train_vae(vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, wor
             generator = torch.Generator(device).manual_seed(seed + trainer.step_index)
             rng = np.random.RandomState(seed + trainer.step_index)
             scenes = next(stream)
-            starts = rng.randint(FRAMES - frames + 1, size=batch)  # every part of a motion is seen, in short clips too
+            starts = rng.randint(FRAMES - frames + 1, size=batch).tolist()  # every part of a motion is seen, in short clips too
             pixels = draw(scenes, frames=frames, side=recipe.side, starts=starts, device=device)
             backgrounds = torch.tensor([scene.background_rgb for scene in scenes], device=device)
             shape = (2, batch, recipe.vae.z_dim, (frames - 1) // 4 + 1, *[recipe.side // recipe.vae.scale_factor_spatial] * 2)

@@ -18,25 +18,12 @@ from diffusers import (
     Cosmos3OmniTransformer,
     UniPCMultistepScheduler,
 )
+from shared import CLIP, NEGATIVE, PROMPT, STEPS, numpy_noise
 from transformers import AutoTokenizer
 
 from cosmos3_lab import load_cosmos3
 from cosmos3_lab.layout import NANO_SCHEDULER, write_tokenizer
 from cosmos3_lab.random_checkpoint import CORPUS, RECIPES
-
-PROMPT, NEGATIVE = "A red kite over a beach.", "blurry"
-CLIP = {"num_frames": 9, "height": 48, "width": 80, "fps": 16.0}
-STEPS, SEED = 4, 42
-
-
-def relative(a, b):
-    """Largest difference, in units of the largest value of the reference `b`."""
-    assert a.shape == b.shape, (a.shape, b.shape)
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def numpy_noise(*shape):
-    return torch.from_numpy(np.random.RandomState(SEED).standard_normal(shape).astype(np.float32))
 
 
 def _fill(module, seed):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CLIP, NEGATIVE, PROMPT, SEED, STEPS, numpy_noise, relative
 from diffusers import UniPCMultistepScheduler
+from shared import CLIP, NEGATIVE, PROMPT, SEED, STEPS, numpy_noise, relative
 
 from cosmos3_lab import (
     Latents,
@@ -24,8 +24,8 @@ from cosmos3_lab import (
     unipc_init,
     unipc_step,
 )
-from cosmos3_lab.prepare import make_processor
 from cosmos3_lab.layout import NANO_SCHEDULER
+from cosmos3_lab.prepare import make_processor
 from cosmos3_lab.transformer import media_position_ids
 
 STAGE = 1e-5
