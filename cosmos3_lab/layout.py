@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cosmos3_lab.files import replacing
 from cosmos3_lab.towers import Cosmos3Config
 from cosmos3_lab.video_vae import VideoVAEConfig
 from cosmos3_lab.weights import INDEX, SINGLE
@@ -71,8 +72,8 @@ def vae_json(vae: VideoVAEConfig) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a settings file, and the folder that it is in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 # Qwen2's rule for cutting text into words, and a ChatML template: what the real tokenizer does with a plain message.
@@ -121,7 +122,8 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     from safetensors.torch import save_file
 
     if shard_bytes is None:
-        save_file({k: v.cpu().contiguous() for k, v in tensors}, folder / SINGLE, {"format": "pt"})
+        with replacing(folder / SINGLE) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in tensors}, temporary, {"format": "pt"})
         return
     weight_map, total, files = {}, 0, []
     for shard in _shards(tensors, shard_bytes):

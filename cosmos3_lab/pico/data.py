@@ -7,13 +7,14 @@
 Read next: `train_vae.py`, `train_avae.py`, `train_transformer.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int16, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -27,13 +28,17 @@ from cosmos3_lab.sizes import sound_latent_frames
 
 FIRST_TEST_SEED = 3_000_000_000  # scenes from here on are never trained on
 CAPTIONS = ("native", "native", "native", "diffusers")  # presets in whose form a scene is told, each in words of its own
+CAPTION_SHARES = (0.3, 0.3, 0.3, 0.1)
+UNCONDITIONAL_SHARES = (0.7, 0.2, 0.1)  # of what `unconditional_ids` returns
+LONGEST = 192  # tokens of a prompt
+TRIES = 64  # captions looked at for each that is used, to find some of one length
 
 
 class SceneBatches(IterableDataset):
     """Batches of random scenes, without end and without the combinations that are held out.
 
     Args:
-        seed: of batch 0; later ones count up.
+        seed: of all batches.
         size: scenes in a batch.
         first: number of the first batch, to go on where another run stopped.
         sounds: if given, batches are balanced: how often each sound is wanted.
@@ -47,7 +52,7 @@ class SceneBatches(IterableDataset):
         worker = get_worker_info()
         index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:  # batch k depends on k alone, however many workers there are
-            yield self.batch(np.random.RandomState(self.seed + self.first + index))
+            yield self.batch(np.random.RandomState([self.seed, self.first + index]))
             index += stride
 
     def batch(self, rng: np.random.RandomState) -> list[Scene]:
@@ -66,25 +71,23 @@ class TokenizedScenes(SceneBatches):
     """Batches of scenes, each with the token ids of `CAPTIONS` for every length of clip.
 
     Args:
-        seed, size: as in `SceneBatches`.
+        seed, size, first: as in `SceneBatches`.
         tokenizer_dir: the checkpoint's `text_tokenizer`.
         lengths: of clips, in frames; the length is a part of the prompt.
         side: height and width in pixels, likewise.
     """
 
-    def __init__(self, seed: int, size: int, tokenizer_dir: Path, lengths: tuple[int, ...], side: int) -> None:
-        super().__init__(seed, size)
+    def __init__(self, seed: int, size: int, tokenizer_dir: Path, lengths: tuple[int, ...], side: int, *, first: int = 0) -> None:
+        super().__init__(seed, size, first=first)
         self.processors = {n: [make_caption_processor(tokenizer_dir, p, n, side) for p in CAPTIONS] for n in lengths}
 
-    def batch(self, rng: np.random.RandomState) -> tuple[list[Scene], dict[int, list[list[list[int]]]]]:
-        """Scenes, and by length of clip the token ids `[scene][caption][token]`."""
-        scenes = super().batch(rng)
-        ids = {}
+    def batch(self, rng: np.random.RandomState) -> tuple[list[Scene], dict[int, "TokenTable"]]:
+        """Scenes, and their captions by length of clip."""
+        scenes, tables = super().batch(rng), {}
         for length, processors in self.processors.items():
-            ids[length] = [
-                [p.tokenize(tell(scene, rng.randint(2**31))).text_ids[0].tolist() for p in processors] for scene in scenes
-            ]
-        return scenes, ids
+            captions = [[p.tokenize(tell(scene, rng.randint(2**31))) for p in processors] for scene in scenes]
+            tables[length] = TokenTable.of([[told.text_ids[0].tolist() for told in row] for row in captions])
+        return scenes, tables
 
 
 def make_caption_processor(tokenizer_dir: Path, preset: str, frames: int, side: int) -> Cosmos3Processor:
@@ -125,21 +128,38 @@ def unconditional_ids(tokenizer_dir: Path, frames: int, side: int) -> list[Int64
     return [t.text_ids[0] for t in tokenized]
 
 
-UNCONDITIONAL_SHARES = (0.7, 0.2, 0.1)
-
-
 def scene_stream(dataset: SceneBatches, workers: int) -> Iterator:
     """Iterate over the batches of `dataset`, made ahead in `workers` processes (0: in this one)."""
     ahead = {"prefetch_factor": 8} if workers else {}
-    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, **ahead))
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is, **ahead))
 
 
-@dataclass(frozen=True)
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (DataLoader's own collate_fn would walk through every token)
+    return batch
+
+
+@dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Captions of every clip in the pool, for one length of clip: ids `[clips, captions, longest]`, lengths beside them."""
+    """Token ids of some clips' captions, for one length of clip.
 
-    ids: np.ndarray
-    lengths: np.ndarray
+    Attributes:
+        ids: `[clips, captions, LONGEST]`, zeros behind the end.
+        lengths: `[clips, captions]`.
+    """
+
+    ids: Int16[np.ndarray, "clips captions longest"]
+    lengths: Int16[np.ndarray, "clips captions"]
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[Sequence[int]]]) -> "TokenTable":
+        """From lists `[clip][caption][token]`."""
+        shape = (len(ids), len(CAPTIONS))
+        table = cls(np.zeros((*shape, LONGEST), np.int16), np.zeros(shape, np.int16))
+        for i, captions in enumerate(ids):
+            for j, tokens in enumerate(captions):
+                table.lengths[i, j] = len(tokens)
+                table.ids[i, j, : len(tokens)] = tokens
+        return table
 
 
 class Pool:
@@ -152,8 +172,6 @@ class Pool:
         device, dtype: of the latents.
     """
 
-    LONGEST = 192  # tokens of a prompt
-
     def __init__(
         self,
         size: int,
@@ -165,29 +183,25 @@ class Pool:
         self.size, self.filled, self.position = size, 0, 0
         self.video = torch.empty(size, *shapes[0], device=device, dtype=dtype)
         self.sound = torch.empty(size, *shapes[1], device=device, dtype=dtype)
-        shape = (size, len(CAPTIONS))
-        self.tables = {n: TokenTable(np.zeros((*shape, self.LONGEST), np.int16), np.zeros(shape, np.int16)) for n in lengths}
+        self.tables = {n: TokenTable.of([[] for _ in range(size)]) for n in lengths}
 
-    def add(self, clean: Latents, ids: dict[int, list[list[list[int]]]]) -> None:
+    def add(self, clean: Latents, captions: Mapping[int, TokenTable]) -> None:
         """Put clips in, in place of the oldest where the pool is full.
 
         Args:
             clean: latents `[n, C, t, h, w]` and `[n, n_sound, d_sound]`.
-            ids: of `TokenizedScenes`.
+            captions: of `TokenizedScenes`, by length of clip.
         """
         places = (self.position + np.arange(len(clean.video))) % self.size
         where = torch.from_numpy(places).to(self.video.device)
         self.video[where], self.sound[where] = clean.video.to(self.video), clean.sound.to(self.sound)
         for length, table in self.tables.items():
-            for place, captions in zip(places, ids[length], strict=True):
-                for j, tokens in enumerate(captions):
-                    table.lengths[place, j] = len(tokens)
-                    table.ids[place, j, : len(tokens)] = tokens
+            table.ids[places], table.lengths[places] = captions[length].ids, captions[length].lengths
         self.filled = min(self.size, self.filled + len(places))
         self.position = int(places[-1] + 1) % self.size
 
     def draw(self, rng: np.random.RandomState, count: int, length: int) -> tuple[Latents, Int64[Tensor, "b s_text"]]:
-        """A batch of clips with captions of one token length, each (clip, caption) as likely as any other.
+        """A batch of clips with captions of one token length; each clip is as likely as any other, its captions by their shares.
 
         Args:
             rng: who chooses.
@@ -198,14 +212,14 @@ class Pool:
             Clean latents of the first `length` frames (the VAE is causal, so that they are those of the shorter clip), and
             token ids.
         """
-        table = self.tables[length]
-        lengths = table.lengths[: self.filled]
-        like = lengths[rng.randint(self.filled), rng.choice(len(CAPTIONS), p=CAPTION_SHARES)]
-        clips, captions = np.nonzero(lengths == like)
-        weights = np.array(CAPTION_SHARES)[captions]
-        chosen = rng.choice(len(clips), count, p=weights / weights.sum())
-        ids = torch.from_numpy(table.ids[clips[chosen], captions[chosen], :like].astype(np.int64))
-        where = _to(torch.from_numpy(clips[chosen]), self.video.device)
+        table, tries = self.tables[length], TRIES * count
+        clips = rng.randint(self.filled, size=tries)
+        captions = rng.choice(len(CAPTIONS), size=tries, p=CAPTION_SHARES)
+        lengths = table.lengths[clips, captions]
+        chosen = np.resize(np.flatnonzero(lengths == lengths[0]), count)  # a rare length repeats some clips
+        clips, captions = clips[chosen], captions[chosen]
+        ids = torch.from_numpy(table.ids[clips, captions, : lengths[0]].astype(np.int64))
+        where = _to(torch.from_numpy(clips), self.video.device)
         t = (length - 1) // 4 + 1
         n_sound = sound_latent_frames(length, FPS)  # 25 a second, as everywhere
         return Latents(self.video[where, :, :t], self.sound[where, :n_sound]), _to(ids, self.video.device)
@@ -214,6 +228,3 @@ class Pool:
 def _to(x: Tensor, device: torch.device) -> Tensor:
     """To the device without waiting for what it is doing."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
-
-
-CAPTION_SHARES = (0.3, 0.3, 0.3, 0.1)

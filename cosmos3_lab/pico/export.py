@@ -131,15 +131,17 @@ def read_autoencoders(folder: Path, device: torch.device) -> tuple[VideoVAE, Sou
         device: where they go.
 
     Raises:
-        CheckpointError: one of them is not there.
+        CheckpointError: one of them is not there, or not complete.
     """
     tensors = [find_tensors(folder / name) for name in ("vae", "sound_tokenizer")]
     settings = [json.loads((folder / name / "config.json").read_text()) for name in ("vae", "sound_tokenizer")]
     with torch.device("meta"):
         vae = VideoVAE(VideoVAEConfig.from_dict(settings[0]), with_encoder=True)
         avae = SoundAVAE(SoundAVAEConfig.from_dict(settings[1]), with_encoder=True)
-    load_weights(vae, tensors[0], sources=lambda name: (name,), device=device, dtype=torch.float32)
-    load_weights(avae, tensors[1], sources=weight_norm_sources, device=device, dtype=torch.float32)
+    sources = lambda name: (name,), weight_norm_sources
+    for module, found, component, of in zip((vae, avae), tensors, ("vae", "sound_tokenizer"), sources, strict=True):
+        check_weights(module, found, component=component, sources=of, skip=())
+        load_weights(module, found, sources=of, device=device, dtype=torch.float32)
     return vae, avae
 
 

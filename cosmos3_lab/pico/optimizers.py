@@ -10,6 +10,7 @@ Read next: `train.py`.
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -63,7 +64,7 @@ def orthogonalize(matrices: Float[Tensor, "n rows columns"], steps: int = 5) -> 
 
     Args:
         matrices: any scale.
-        steps: of the iteration; after 5 the singular values lie between about 0.7 and 1.2.
+        steps: of the iteration; after 5 the singular values lie between about 0.7 and 1.2, but for those that were tiny.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # chosen by Jordan for a steep slope at 0
     x = matrices.bfloat16() if matrices.is_cuda else matrices
@@ -140,7 +141,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later session needs to go on, as named tensors."""
-        state = {"step_index": torch.tensor(self.step_index)}
+        state = {"step_index": torch.tensor(self.step_index), "steps": torch.tensor(self.phase.steps)}
         state |= {f"master.{name}": p for name, p in self.master.items()}
         state |= {f"average.{name}": p for name, p in self.average.items()}
         for i, optimizer in enumerate(self.optimizers):
@@ -155,6 +156,7 @@ class Trainer:
             state: of a trainer of the same module.
         """
         self.step_index = int(state["step_index"])
+        self.phase = replace(self.phase, steps=int(state["steps"]))  # which may have been fitted to a time
         for name in self.master:
             self.master[name].copy_(state[f"master.{name}"])
             self.average[name].copy_(state[f"average.{name}"])

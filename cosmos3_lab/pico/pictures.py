@@ -88,8 +88,8 @@ def draw_sounds(
     grid = figure.subplots(2, len(names), sharex=True, sharey=True, squeeze=False)
     for row, (label, waveforms) in zip(grid, (("played", before), ("through the AVAE", after)), strict=True):
         for axes, waveform, name in zip(row, waveforms, names, strict=True):
-            silent = 1e-6 * np.cos(np.pi * np.arange(waveform.shape[-1]))  # keeps the logarithm of silence finite
-            axes.specgram(waveform.mean(axis=0) + silent, NFFT=256, Fs=sample_rate, noverlap=192, vmin=-120, vmax=-30)
+            hiss = 1e-6 * np.random.RandomState(0).standard_normal(waveform.shape[-1])  # silence has no logarithm
+            axes.specgram(waveform.mean(axis=0) + hiss, NFFT=256, Fs=sample_rate, noverlap=192, vmin=-120, vmax=-30)
             axes.set_title(f"{name}, {label}", fontsize=8)
     grid[0, 0].set_ylabel("Hz")
     grid[1, 0].set(ylabel="Hz", xlabel="seconds")

@@ -246,7 +246,7 @@ def _draw_scene(rng: np.random.RandomState, things: int | None, motion: str | No
 
 def _scene(rng: np.random.RandomState, things: tuple[Thing, ...], sounding: int) -> Scene:
     taken = {thing.colour for thing in things}
-    background = rng.choice([name for name in BACKGROUNDS if name not in taken])
+    background = str(rng.choice([name for name in BACKGROUNDS if name not in taken]))
     motion = things[sounding].motion
     if motion == "collide":
         sound = _pick(rng, {"click": 0.85, "silence": 0.15})

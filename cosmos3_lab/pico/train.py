@@ -178,10 +178,15 @@ def about(job: Job) -> dict[str, Any]:
     return {
         "seed": job.seed,
         "machine": {"device": device, "processes": int(os.environ.get("WORLD_SIZE", "1")), "torch": torch.__version__},
-        "phases": {n: {"steps": g["steps"], "seconds": g["seconds"], "last": g["curve"][-1]} for n, g in logs.items()},
+        "phases": {name: _summary(log) for name, log in logs.items()},
         "recipe": asdict(job.recipe),
         "scores": json.loads((job.out / "scores.json").read_text()),
     }
+
+
+def _summary(log: dict[str, Any]) -> dict[str, Any]:
+    last = [row for row in log["curve"] if "loss" in row][-1]
+    return {"steps": log["steps"], "seconds": log["seconds"], "last": last}
 
 
 def _through_vae(vae: VideoVAE, job: Job) -> list[tuple[str, np.ndarray, None]]:
@@ -243,7 +248,7 @@ def _train(job: Job, phase: str, trainer: Trainer, numbers: Iterator[dict[str, A
             if job.minutes is not None:
                 # What the time allows at this pace; the first steps, which compile, say nothing about it.
                 paces.append((now, trainer.step_index))
-                steps = _fitting_steps(paces[-10:], begin + 60 * job.minutes)
+                steps = _fitting_steps(paces[-10:], begin - past["seconds"] + 60 * job.minutes)
                 trainer.phase = replace(trainer.phase, steps=_same_everywhere(steps, job.device))
                 progress.total = trainer.phase.steps
     save()

@@ -8,7 +8,7 @@ Read next: `score.py`, which says what came of it.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch import nn
 
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.pico.batch import encode_prompts
-from cosmos3_lab.pico.data import UNCONDITIONAL_SHARES, Pool, TokenizedScenes, scene_stream, unconditional_ids
+from cosmos3_lab.pico.data import UNCONDITIONAL_SHARES, Pool, TokenizedScenes, TokenTable, scene_stream, unconditional_ids
 from cosmos3_lab.pico.flow import draw_sigmas, flow_matching_loss
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.recipe import Recipe
+from cosmos3_lab.pico.scenes import Scene
 from cosmos3_lab.pico.world import FPS, draw, play
 from cosmos3_lab.sound_avae import SoundAVAE, encode_sound
 from cosmos3_lab.towers import Cosmos3Transformer
@@ -83,10 +84,11 @@ def train_transformer(
     if device.type == "cuda":
         for layer in [*transformer.und.layers, *transformer.gen.layers]:
             layer.compile(dynamic=True)  # one text length after another, without compiling again
+    if trainer.progress >= 1:
+        return  # before the pool is filled for nothing
     encoders = copy.deepcopy(vae).to(transformer.dtype), avae
-    scenes = TokenizedScenes(
-        seed + 1_000_003 * rank + 7 * trainer.step_index, recipe.fresh, tokenizer_dir, tuple(lengths), recipe.side
-    )
+    first = trainer.step_index + rank * 1_000_000  # batches that no other process makes
+    scenes = TokenizedScenes(seed, recipe.fresh, tokenizer_dir, tuple(lengths), recipe.side, first=first)
     stream = scene_stream(scenes, workers)
     shapes = (recipe.vae.z_dim, recipe.latent_frames, *[recipe.side // recipe.vae.scale_factor_spatial] * 2)
     pool_shapes = shapes, (recipe.sound_latents, recipe.avae.vocoder_input_dim)
@@ -95,9 +97,9 @@ def train_transformer(
         _refill(pool, next(stream), *encoders, recipe, device)
     nothing = {n: [ids.to(device) for ids in unconditional_ids(tokenizer_dir, n, recipe.side)] for n in lengths}
     while trainer.progress < 1:
-        common = np.random.RandomState(seed + trainer.step_index)  # the same in every process, so that gradients match
-        own = np.random.RandomState(seed + trainer.step_index + 500_000_000 * (rank + 1))
-        generator = torch.Generator(device).manual_seed(seed + trainer.step_index + 500_000_000 * (rank + 1))
+        common = np.random.RandomState([seed, trainer.step_index])  # the same in every process, so that gradients match
+        own = np.random.RandomState([seed, trainer.step_index, rank])
+        generator = torch.Generator(device).manual_seed(int(own.randint(2**31)))
         length = int(common.choice(list(lengths), p=list(lengths.values())))
         with_sound = length > 1 and common.rand() >= SILENT
         total = torch.zeros(2, device=device)
@@ -121,8 +123,15 @@ def train_transformer(
 
 
 @torch.no_grad()
-def _refill(pool: Pool, made: Sequence, vae: VideoVAE, avae: SoundAVAE, recipe: Recipe, device: torch.device) -> None:
-    scenes, ids = made
+def _refill(
+    pool: Pool,
+    made: tuple[list[Scene], dict[int, TokenTable]],
+    vae: VideoVAE,
+    avae: SoundAVAE,
+    recipe: Recipe,
+    device: torch.device,
+) -> None:
+    scenes, captions = made
     video = encode_video(vae, draw(scenes, frames=recipe.frames, side=recipe.side, device=device))
     sound = encode_sound(avae, play(scenes, samples=recipe.sound_latents * recipe.avae.hop_size, device=device))
-    pool.add(Latents(video, sound), ids)
+    pool.add(Latents(video, sound), captions)

@@ -1,11 +1,13 @@
 """Trained weights as a checkpoint: what is written is what is loaded, and other shapes are refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from checks import refused
+from safetensors.torch import load_file, save_file
 
 from cosmos3_lab import generate, inspect_checkpoint, load_cosmos3
 from cosmos3_lab.pico.export import (
@@ -21,6 +23,7 @@ from cosmos3_lab.pico.train import DEFAULTS
 from cosmos3_lab.pico.train_avae import build_avae
 from cosmos3_lab.pico.train_transformer import build_transformer
 from cosmos3_lab.pico.train_vae import build_vae
+from cosmos3_lab.weights import SINGLE
 
 TINY, CPU = RECIPES["tiny"], torch.device("cpu")
 
@@ -91,6 +94,14 @@ def test_autoencoders_are_read_without_a_transformer(modules, written, tmp_path)
     check_loaded(modules, {"vae": vae, "avae": avae})
     (tmp_path / "sound_tokenizer").unlink()
     refused("sound_tokenizer", "is missing", call=lambda: read_autoencoders(tmp_path, CPU))
+
+
+def test_autoencoders_without_their_encoders_are_refused(written, tmp_path):
+    for name in ("vae", "sound_tokenizer"):
+        shutil.copytree(written / name, tmp_path / name)
+    file = tmp_path / "sound_tokenizer" / SINGLE
+    save_file({k: v for k, v in load_file(file).items() if not k.startswith("encoder.")}, file)
+    refused("sound_tokenizer", "encoder", call=lambda: read_autoencoders(tmp_path, CPU))
 
 
 def test_a_transformer_is_trained_further(modules, written):

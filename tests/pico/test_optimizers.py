@@ -1,6 +1,7 @@
 """How weights move: Muon, the schedule, float32 weights behind the module's, averages, and going on after a stop."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -163,6 +164,18 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, dtype, muon):
     assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
     for now, then in zip(later.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(now, then)
+
+
+def test_the_number_of_steps_is_part_of_the_state():
+    """`--minutes` changes it on the way; a continued run must end where the first one would have."""
+    phase = Phase(steps=10, batch=1, rate=1e-2, warmup=1, flat=0.5, ema=0.9)
+    first = Trainer(net(), phase)
+    first.phase = replace(phase, steps=30)
+    train(first, range(12))
+    again = Trainer(net(1), phase)
+    again.restore(first.state())
+    assert again.phase == first.phase
+    assert again.progress == first.progress == 12 / 30
 
 
 def test_a_saved_state_does_not_change_with_further_training(tmp_path):

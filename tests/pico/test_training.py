@@ -112,7 +112,8 @@ def test_it_says_how_it_was_trained(tiny_run):
     assert set(about["scores"]["kinds"]) == set(KINDS)
     for phase in MODELS:
         log, told = read(tiny_run / f"{phase}.json"), about["phases"][phase]
-        assert told == {"steps": getattr(TINY, f"{phase}_phase").steps, "seconds": log["seconds"], "last": log["curve"][-1]}
+        last = [row for row in log["curve"] if "loss" in row][-1]  # a step on short clips reports none
+        assert told == {"steps": getattr(TINY, f"{phase}_phase").steps, "seconds": log["seconds"], "last": last}
         assert 0 < told["seconds"] < 600
 
 
@@ -125,7 +126,6 @@ def test_there_is_something_to_look_at(tiny_run, phase, kind):
     assert (picture[..., :3].min(axis=-1) < 0.9).mean() > 0.01  # not just white paper
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # test_silence_can_be_drawn
 def test_the_same_command_again_changes_no_weight(tiny_run, tmp_path, monkeypatch, capsys):
     again = shutil.copytree(tiny_run, tmp_path / "again")
     before = {phase: read(again / f"{phase}.json") for phase in MODELS}
@@ -262,7 +262,6 @@ def test_dropped_prompts_are_the_unconditional_ones(tiny_run, monkeypatch, share
 # --------------------------------------------------------------------------------------------------------------- pictures
 
 
-@pytest.mark.xfail(strict=True, reason="log10(0): the cosine that stands for silence fills one bin", raises=RuntimeWarning)
 def test_silence_can_be_drawn(tmp_path):
     silence = np.zeros((1, 2, 9600), np.float32)
     save_figure(draw_sounds(["silence"], silence, silence, 16000), tmp_path / "silence.png")
