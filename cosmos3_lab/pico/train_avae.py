@@ -24,6 +24,8 @@ from cosmos3_lab.sound_avae import Snake, SoundAVAE, spectrogram
 
 SOUND_SHARES = {"thud": 0.15, "knock": 0.18, "ping": 0.22, "click": 0.18, "tone": 0.17, "hum": 0.05, "silence": 0.05}
 KL, MOMENTS = 2e-4, 0.05
+WAVEFORM = 5.0, 10.0  # weights of absolute and squared error
+SPECTRUM = 0.5, 4.0, 0.25  # of relative error, absolute error, and error of the logarithm, of magnitudes
 
 
 def build_avae(recipe: Recipe, device: torch.device) -> SoundAVAE:
@@ -91,7 +93,8 @@ def avae_loss(
     ours, theirs = decoded * gain, waveform * gain
     error = ours - theirs
     shape = kl_weight * kl + MOMENTS * moments
-    loss = 5 * error.abs().mean() + 10 * error.square().mean() + _spectral(ours, theirs) + shape
+    waveform_error = WAVEFORM[0] * error.abs().mean() + WAVEFORM[1] * error.square().mean()
+    loss = waveform_error + _spectral(ours, theirs) + shape
     signal, left = waveform.square().mean().clamp_min(1e-9), (decoded.detach() - waveform).square().mean()
     snr = 10 * torch.log10(signal / left.clamp_min(1e-12))
     return loss, {"loss": loss.detach(), "kl": kl.detach(), "snr": snr, "deviation": deviation.detach().mean()}
@@ -105,7 +108,7 @@ def _spectral(ours: Tensor, theirs: Tensor) -> Tensor:
         a, b = _magnitudes(ours, n), _magnitudes(theirs, n)
         convergence = torch.linalg.vector_norm(a - b) / (torch.linalg.vector_norm(b) + 50)  # 50: a silent batch must not explode
         logs = F.l1_loss((a + 3e-3).log(), (b + 3e-3).log())
-        total = total + 0.5 * convergence + 4 * F.l1_loss(a, b) + 0.25 * logs
+        total = total + SPECTRUM[0] * convergence + SPECTRUM[1] * F.l1_loss(a, b) + SPECTRUM[2] * logs
     return total / len(lengths)
 
 
