@@ -5,6 +5,8 @@ Works on loaded models, and on the mere settings of a folder, so that a request 
 Read next: `generate.py`.
 """
 
+from pathlib import Path
+
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset, get_preset
@@ -84,10 +86,24 @@ def make_processor(
         preset: None for the checkpoint's default.
     """
     preset = get_preset(checkpoint.defaults.preset if preset is None else preset)
-    temporal = checkpoint.media.temporal
+    size = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
+    return preset_processor(checkpoint.processor_dir, preset, **size, temporal=checkpoint.media.temporal)
+
+
+def preset_processor(
+    tokenizer_dir: Path, preset: Preset, *, num_frames: int, height: int, width: int, fps: float, temporal: int = 4
+) -> Cosmos3Processor:
+    """The same from a tokenizer alone, for a checkpoint that is still being made.
+
+    Args:
+        tokenizer_dir: the checkpoint's `text_tokenizer`.
+        preset: whose prompt rules.
+        num_frames, height, width, fps: of the clip, in frames, pixels and frames a second.
+        temporal: video frames per latent frame.
+    """
     num_frames = effective_num_frames(num_frames, temporal=temporal)
     return Cosmos3Processor(
-        checkpoint.processor_dir,
+        tokenizer_dir,
         temporal=temporal,
         num_frames=num_frames,
         height=height,

@@ -22,6 +22,7 @@ from cosmos3_lab.latents import Latents
 from cosmos3_lab.pico.grammar import tell
 from cosmos3_lab.pico.scenes import Scene, sample_scene
 from cosmos3_lab.pico.world import FPS
+from cosmos3_lab.prepare import preset_processor
 from cosmos3_lab.presets import get_preset
 from cosmos3_lab.prompt import Cosmos3Processor
 from cosmos3_lab.sizes import sound_latent_frames
@@ -98,18 +99,8 @@ def make_caption_processor(tokenizer_dir: Path, preset: str, frames: int, side: 
         preset: "native" or "diffusers".
         frames, side: of the clip.
     """
-    p = get_preset(preset)
-    return Cosmos3Processor(
-        tokenizer_dir,
-        fps=FPS,
-        num_frames=frames,
-        height=side,
-        width=side,
-        system_prompt=p.system_prompt_image if frames == 1 else p.system_prompt,
-        metadata=p.metadata,
-        negative_metadata=p.negative_metadata,
-        negative_default=p.negative_default,
-    )
+    size = {"num_frames": frames, "height": side, "width": side, "fps": FPS}
+    return preset_processor(tokenizer_dir, get_preset(preset), **size)
 
 
 def unconditional_ids(tokenizer_dir: Path, frames: int, side: int) -> list[Int64[Tensor, " s_text"]]:

@@ -45,7 +45,7 @@ def write_settings(folder: Path, recipe: Recipe, defaults: dict[str, Any]) -> No
         recipe: gives shapes, size of the clips and of the vocabulary.
         defaults: of `cosmos3_lab.json`.
     """
-    write_tokenizer(folder / "text_tokenizer", _corpus(recipe), recipe.vocab_size)
+    write_tokenizer(folder / "text_tokenizer", _corpus(recipe), recipe.transformer.vocab_size)
     write_json(folder / "assets" / "negative_prompt.json", NEGATIVE_PROMPT)
     flow = {"use_karras_sigmas": False, "flow_shift": defaults["flow_shift"], "sigma_min": None, "sigma_max": None}
     write_json(folder / "scheduler" / "scheduler_config.json", NANO_SCHEDULER | flow)

@@ -43,7 +43,6 @@ class Recipe:
         sound_latents: of a clip.
         crop: sound latents that the AVAE sees at once.
         pool: clips kept encoded for the transformer; `fresh` of them are replaced every 10 steps.
-        vocab_size: entries of the tokenizer.
         negative_prompt: of `assets/negative_prompt.json`, what the unconditional branch is told.
     """
 
@@ -60,7 +59,6 @@ class Recipe:
     crop: int = 32
     pool: int = 49152
     fresh: int = 96
-    vocab_size: int = 768
 
     @property
     def latent_frames(self) -> int:
