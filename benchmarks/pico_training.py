@@ -52,8 +52,8 @@ def main():
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         with profile(activities=activities) as profiler:
             timed(steps, 10, device)
-        key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=key, row_limit=a.rows, max_name_column_width=70))
+        for key in ["self_device_time_total"] * (device.type == "cuda") + ["self_cpu_time_total"]:
+            print(profiler.key_averages().table(sort_by=key, row_limit=a.rows, max_name_column_width=70))
 
 
 def timed(steps, count, device):

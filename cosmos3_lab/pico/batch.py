@@ -6,6 +6,8 @@ the sums are those of one sample at a time (a test holds both equal). Unlike `tr
 Read next: `flow.py`, whose loss calls this.
 """
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
@@ -13,36 +15,56 @@ from torch import Tensor
 
 from cosmos3_lab.latents import Latents, patchify, unpatchify
 from cosmos3_lab.positions import TokenLayout, compute_mrope_position_ids_text
-from cosmos3_lab.towers import Cosmos3Transformer
+from cosmos3_lab.towers import Cosmos3Transformer, Rope
 from cosmos3_lab.transformer import Cosmos3Condition, media_position_ids, sequence_rope
 
 
-def encode_prompts(
-    transformer: Cosmos3Transformer,
-    ids: Int64[Tensor, "b s_text"],
-    video_shape: tuple[int, int, int],
-    fps: float,
-    *,
-    sound_len: int = 0,
-) -> Cosmos3Condition:
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a batch are: the same for every prompt of one length and every clip of one size.
+
+    Attributes:
+        layout: how many tokens of what.
+        text, media: rotations of the prompt's tokens, and of those of video and sound.
+    """
+
+    layout: TokenLayout
+    text: Rope
+    media: Rope
+
+
+def find_places(
+    transformer: Cosmos3Transformer, s_text: int, video_shape: tuple[int, int, int], fps: float, *, sound_len: int = 0
+) -> Places:
+    """Positions of all tokens, as rotations.
+
+    Args:
+        transformer: gives config, device and dtype.
+        s_text: tokens of each prompt.
+        video_shape: latent grid `(t, h, w)`.
+        fps: frames a second.
+        sound_len: number of sound tokens, 0 for silent video.
+    """
+    c, like = transformer.config, transformer.und.embed_tokens.weight
+    layout = TokenLayout(s_text, video_shape, c.latent_patch_size, sound_len)
+    positions = media_position_ids(c, layout, fps, c.sound_latent_fps)
+    text = sequence_rope(c, compute_mrope_position_ids_text(s_text), like)
+    return Places(layout, text, sequence_rope(c, positions, like))
+
+
+def encode_prompts(transformer: Cosmos3Transformer, ids: Int64[Tensor, "b s_text"], places: Places) -> Cosmos3Condition:
     """`encode_condition` for prompts of equal length; keys and values get the batch as their first axis.
 
     Args:
         transformer: both towers on the device of `ids`.
         ids: token ids, boundary tokens included.
-        video_shape: latent grid `(t, h, w)`.
-        fps: frames a second.
-        sound_len: number of sound tokens, 0 for silent video.
+        places: of `find_places`, for this length of prompt.
     """
-    c, cached = transformer.config, []
-    x = transformer.und.embed_tokens(ids)
-    rope = sequence_rope(c, compute_mrope_position_ids_text(ids.shape[1]), x)
+    x, cached = transformer.und.embed_tokens(ids), []
     for layer in transformer.und.layers:
-        x, kv = layer(x, rope)
+        x, kv = layer(x, places.text)
         cached.append(kv)
-    layout = TokenLayout(ids.shape[1], video_shape, c.latent_patch_size, sound_len)
-    positions = media_position_ids(c, layout, fps, c.sound_latent_fps)
-    return Cosmos3Condition(tuple(cached), sequence_rope(c, positions, x), layout)
+    return Cosmos3Condition(tuple(cached), places.media, places.layout)
 
 
 def predict_velocities(

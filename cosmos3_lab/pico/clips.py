@@ -19,7 +19,7 @@ from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseState
 from cosmos3_lab.guidance import classifier_free_guidance, needs_uncond
 from cosmos3_lab.latents import Latents, init_latents
-from cosmos3_lab.pico.batch import encode_prompts, predict_velocities
+from cosmos3_lab.pico.batch import encode_prompts, find_places, predict_velocities
 from cosmos3_lab.pico.scenes import Scene
 from cosmos3_lab.pico.world import draw, play
 from cosmos3_lab.prepare import make_processor, prepare_request
@@ -155,8 +155,9 @@ def _slices(numbers: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
 
 
 def _encode(models: Cosmos3Models, ids: Tensor, request: Cosmos3T2VRequest) -> Cosmos3Condition:
-    shape, sound_len = request.video_shape, request.sound_frames or 0
-    return encode_prompts(models.transformer, ids.to(models.device), shape, request.fps, sound_len=sound_len)
+    size = {"video_shape": request.video_shape, "fps": request.fps, "sound_len": request.sound_frames or 0}
+    places = find_places(models.transformer, ids.shape[1], **size)
+    return encode_prompts(models.transformer, ids.to(models.device), places)
 
 
 def _repeated(cond: Cosmos3Condition, count: int) -> Cosmos3Condition:

@@ -16,11 +16,12 @@ class LossStep:
 
     Args:
         module: whose parameters get gradients.
-        loss: takes tensors, returns the loss and numbers to report; must not read a tensor back to Python.
+        loss: takes tensors, returns the loss and numbers to report; must not move a tensor between host and GPU.
+        beside: another step, which this one shares memory with. Its gradients must be used before this one is called.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[..., tuple[Tensor, Numbers]]) -> None:
-        self.module, self.loss = module, loss
+    def __init__(self, module: nn.Module, loss: Callable[..., tuple[Tensor, Numbers]], beside: "LossStep | None" = None) -> None:
+        self.module, self.loss, self.beside = module, loss, beside
         self.inputs: list[Tensor] = []
         self.grads: list[Tensor | None] = []
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -51,14 +52,19 @@ class LossStep:
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         """Run a few times on the side (what compiles or allocates has done so then), and record the next run."""
         self.inputs = [x.clone() for x in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
+        self.stream = torch.cuda.Stream() if self.beside is None else self.beside.stream
+        self.stream.wait_stream(torch.cuda.current_stream())
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            for _ in range(3 if self.beside is None else 1):
                 self._run(self.inputs)
                 self.module.zero_grad(set_to_none=True)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+            # Not `torch.cuda.graph`, which hands all spare memory back first: too slow for a graph for every length of text.
+            # Other threads (data, processes' watchdog) may go on meanwhile.
+            pool = () if self.beside is None else (self.beside.graph.pool(),)
+            self.stream.synchronize()
+            self.graph.capture_begin(*pool, capture_error_mode="thread_local")
             self.numbers = self._run(self.inputs)
+            self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
         self.grads = [p.grad for p in self.module.parameters()]

@@ -122,10 +122,21 @@ class Trainer:
         """Share of the steps that are done."""
         return self.step_index / self.phase.steps
 
-    def step(self) -> None:
-        """Use the gradients of the module, clear them, and give the module the new weights."""
+    def collect(self, share: float = 1.0) -> None:
+        """Take the gradients over from the module, for a step that needs several.
+
+        Args:
+            share: that they have in the step's gradient.
+        """
         for name, p in self.params.items():
-            self.master[name].grad = None if p.grad is None else p.grad.float()  # UND's last output goes nowhere, say
+            if p.grad is not None:  # UND's last output goes nowhere, say
+                grad, master = p.grad.float() if share == 1 else share * p.grad.float(), self.master[name]
+                master.grad = grad if master.grad is None else master.grad + grad
+        self.module.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Use the gradients of the module, and those collected before, clear them, and give the module the new weights."""
+        self.collect()
         _average_over_processes([p.grad for p in self.master.values() if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.master.values(), CLIP, foreach=True)
         share = learning_rate(self.step_index, self.phase)
@@ -136,7 +147,8 @@ class Trainer:
         # A young average forgets its random beginning faster.
         decay = min(self.phase.ema, (1 + self.step_index) / (10 + self.step_index))
         torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - decay)
-        self.module.zero_grad(set_to_none=True)
+        for p in self.master.values():
+            p.grad = None
         self.step_index += 1
 
     def state(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Recipe:
         frames, side: of the clips; a latent frame more is four frames more.
         sound_latents: of a clip.
         crop: sound latents that the AVAE sees at once.
-        pool: clips kept encoded for the transformer; `fresh` of them are replaced every 10 steps.
+        pool: clips kept encoded for the transformer; `fresh` of them are replaced every 25 steps.
         negative_prompt: of `assets/negative_prompt.json`, what the unconditional branch is told.
     """
 

@@ -12,6 +12,7 @@ Read next: `train_vae.py`, `train_avae.py`, `train_transformer.py`.
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -102,6 +103,9 @@ def run(job: Job, phases: tuple[str, ...]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     if is_first_process():
         write_settings(job.checkpoint, job.recipe, DEFAULTS)
+        if job.start_from is not None:  # whose token ids mean what its transformer has learned
+            tokenizer = Path("text_tokenizer")
+            shutil.copytree(job.start_from / tokenizer, job.checkpoint / tokenizer, dirs_exist_ok=True)
     if dist.is_initialized():
         dist.barrier()  # nobody reads the tokenizer before it is there
     for phase in phases:
@@ -173,12 +177,15 @@ def about(job: Job) -> dict[str, Any]:
     Args:
         job: that is done.
     """
-    logs = {phase: json.loads((job.out / f"{phase}.json").read_text()) for phase in MODELS}
+    phases = {phase: _summary(json.loads((job.out / f"{phase}.json").read_text())) for phase in MODELS}
+    if job.start_from is not None:
+        earlier = json.loads((job.start_from / "TRAINING.json").read_text())
+        phases["transformer"]["before"] = earlier["phases"]["transformer"]
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
     return {
         "seed": job.seed,
         "machine": {"device": device, "processes": int(os.environ.get("WORLD_SIZE", "1")), "torch": torch.__version__},
-        "phases": {name: _summary(log) for name, log in logs.items()},
+        "phases": phases,
         "recipe": asdict(job.recipe),
         "scores": json.loads((job.out / "scores.json").read_text()),
     }

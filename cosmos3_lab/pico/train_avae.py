@@ -22,7 +22,7 @@ from cosmos3_lab.pico.recipe import Recipe
 from cosmos3_lab.pico.world import play
 from cosmos3_lab.sound_avae import Snake, SoundAVAE, spectrogram
 
-SOUND_SHARES = {"thud": 0.15, "knock": 0.18, "ping": 0.22, "click": 0.18, "tone": 0.17, "hum": 0.05, "silence": 0.05}
+SOUND_SHARES = {"thud": 0.13, "knock": 0.15, "ping": 0.18, "click": 0.28, "tone": 0.17, "hum": 0.05, "silence": 0.04}
 KL, MOMENTS = 2e-4, 0.05
 WAVEFORM = 5.0, 10.0  # weights of absolute and squared error
 SPECTRUM = 0.5, 4.0, 0.25  # of relative error, absolute error, and error of the logarithm, of magnitudes
@@ -88,9 +88,8 @@ def avae_loss(
     kl = 0.5 * (mean.square() + deviation.square() - 1).mean() - deviation.log().mean()
     moments = mean.mean(dim=(0, 2)).square().mean() + (mean.std(dim=(0, 2)) - 1).square().mean()
     decoded = avae.decoder(mean + strength * deviation * noise)
-    # By mean size, not by energy: a click is loud but so short that silence would be a good guess for it.
-    gain = (0.1 / (waveform.abs().mean(dim=(1, 2), keepdim=True) + 0.005)).clamp_max(10)
-    ours, theirs = decoded * gain, waveform * gain
+    weight = _weights(waveform)
+    ours, theirs = decoded * weight, waveform * weight
     error = ours - theirs
     shape = kl_weight * kl + MOMENTS * moments
     waveform_error = WAVEFORM[0] * error.abs().mean() + WAVEFORM[1] * error.square().mean()
@@ -98,6 +97,16 @@ def avae_loss(
     signal, left = waveform.square().mean().clamp_min(1e-9), (decoded.detach() - waveform).square().mean()
     snr = 10 * torch.log10(signal / left.clamp_min(1e-12))
     return loss, {"loss": loss.detach(), "kl": kl.detach(), "snr": snr, "deviation": deviation.detach().mean()}
+
+
+def _weights(waveform: Tensor) -> Tensor:
+    """Weight of every sample `[b, 1, samples]`: what sounds counts as much in all as what is silent around it, and all clips are
+    brought to the same loudness. A click of 20 ms would otherwise be so small a part of a clip that silence is a good guess.
+    """
+    loud = F.max_pool1d(waveform.abs().amax(dim=1, keepdim=True), 321, stride=1, padding=160)
+    sounding = (loud > 0.02).float()
+    weight = 0.5 + 0.5 * sounding / sounding.mean(dim=2, keepdim=True).clamp_min(0.04)
+    return weight * (0.1 / ((weight * waveform.abs()).mean(dim=(1, 2), keepdim=True) + 0.005)).clamp_max(10)
 
 
 def _spectral(ours: Tensor, theirs: Tensor) -> Tensor:

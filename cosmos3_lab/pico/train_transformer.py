@@ -8,18 +8,19 @@ Read next: `score.py`, which says what came of it.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from cosmos3_lab.latents import Latents
-from cosmos3_lab.pico.batch import encode_prompts
+from cosmos3_lab.pico.batch import encode_prompts, find_places
 from cosmos3_lab.pico.data import UNCONDITIONAL_SHARES, Pool, TokenizedScenes, TokenTable, scene_stream, unconditional_ids
 from cosmos3_lab.pico.flow import draw_sigmas, flow_matching_loss
+from cosmos3_lab.pico.graphs import LossStep
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.recipe import Recipe
 from cosmos3_lab.pico.scenes import Scene
@@ -31,6 +32,7 @@ from cosmos3_lab.video_vae import VideoVAE, encode_video
 DROP_PROMPT = 0.12  # of the groups learn the unconditional branch
 SILENT = 0.12  # of the groups have no sound tokens, for T2V
 GROUPS = 2  # in a step; one for each GPU where there are two
+FIRST_FILL, REFILL_EVERY = 8192, 25  # clips in the pool at the start, and steps until some are replaced
 
 
 def clip_lengths(recipe: Recipe) -> dict[int, float]:
@@ -65,7 +67,7 @@ def train_transformer(
     *,
     seed: int,
     workers: int,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Iterator[dict[str, Tensor]]:
     """Train from the trainer's step on; yields the numbers of every step.
 
     Args:
@@ -93,16 +95,17 @@ def train_transformer(
     shapes = (recipe.vae.z_dim, recipe.latent_frames, *[recipe.side // recipe.vae.scale_factor_spatial] * 2)
     pool_shapes = shapes, (recipe.sound_latents, recipe.avae.vocoder_input_dim)
     pool = Pool(recipe.pool, pool_shapes, tuple(lengths), device, transformer.dtype)
-    while pool.filled < min(recipe.pool, 16384):
+    while pool.filled < min(recipe.pool, FIRST_FILL):
         _refill(pool, next(stream), *encoders, recipe, device)
     nothing = {n: [ids.to(device) for ids in unconditional_ids(tokenizer_dir, n, recipe.side)] for n in lengths}
+    steps: dict[tuple[int, bool, int], LossStep] = {}
     while trainer.progress < 1:
         common = np.random.RandomState([seed, trainer.step_index])  # the same in every process, so that gradients match
         own = np.random.RandomState([seed, trainer.step_index, rank])
         generator = torch.Generator(device).manual_seed(int(own.randint(2**31)))
         length = int(common.choice(list(lengths), p=list(lengths.values())))
         with_sound = length > 1 and common.rand() >= SILENT
-        total = torch.zeros(2, device=device)
+        numbers: list[dict[str, Tensor]] = []
         for _ in range(GROUPS // world):
             count = trainer.phase.batch // GROUPS
             x0, ids = pool.draw(own, count, length)
@@ -110,16 +113,44 @@ def train_transformer(
                 ids = nothing[length][own.choice(len(UNCONDITIONAL_SHARES), p=UNCONDITIONAL_SHARES)].expand(count, -1)
             x0 = Latents(x0.video.float(), x0.sound.float() if with_sound else None)
             noise = x0.map(lambda x: torch.randn(x.shape, generator=generator, device=device))  # noqa: B023 (called at once)
-            n_sound = x0.sound.shape[1] if with_sound else 0
-            cond = encode_prompts(transformer, ids, tuple(x0.video.shape[2:]), FPS, sound_len=n_sound)
-            video, sound = flow_matching_loss(transformer, x0, noise, draw_sigmas(count, generator), cond)
-            ((video + sound) / (GROUPS // world)).backward()
-            total += torch.stack([video, sound]).detach() / (GROUPS // world)
+            kind = length, with_sound, ids.shape[1]
+            if kind not in steps:
+                loss, beside = loss_of_shape(transformer, x0, ids.shape[1]), next(iter(steps.values()), None)
+                steps[kind] = LossStep(transformer, loss, beside)
+            numbers.append(steps[kind](ids, draw_sigmas(count, generator), *streams(x0), *streams(noise)))
+            trainer.collect(share=world / GROUPS)
         trainer.step()
-        if trainer.step_index % 10 == 0:
+        if trainer.step_index % REFILL_EVERY == 0:
             _refill(pool, next(stream), *encoders, recipe, device)
-        numbers = {"loss": total.sum(), "video": total[0]} | ({"sound": total[1]} if with_sound else {})
-        yield numbers if length == recipe.frames else {}
+        means = {name: torch.stack([n[name] for n in numbers]).mean() for name in numbers[0]}
+        yield means if length == recipe.frames else {}
+
+
+def loss_of_shape(transformer: Cosmos3Transformer, like: Latents, s_text: int) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """The loss of batches of one shape, as a function of tensors: ids, sigmas, streams of x0, streams of noise.
+
+    Args:
+        transformer: both towers.
+        like: latents of such a batch.
+        s_text: tokens of each prompt.
+    """
+    n_sound = 0 if like.sound is None else like.sound.shape[1]
+    places = find_places(transformer, s_text, tuple(like.video.shape[2:]), FPS, sound_len=n_sound)
+
+    def loss(ids: Tensor, sigma: Tensor, *streams: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        half = len(streams) // 2
+        x0, noise = Latents(*streams[:half]), Latents(*streams[half:])
+        video, sound = flow_matching_loss(transformer, x0, noise, sigma, encode_prompts(transformer, ids, places))
+        total = video + sound
+        heard = {"sound": sound.detach()} if n_sound else {}
+        return total, {"loss": total.detach(), "video": video.detach()} | heard
+
+    return loss
+
+
+def streams(latents: Latents) -> list[Tensor]:
+    """Video, and sound where there is some."""
+    return [x for x in (latents.video, latents.sound) if x is not None]
 
 
 @torch.no_grad()

@@ -152,8 +152,8 @@ def _hit(kind: str, t: Tensor, pitch: Tensor) -> Tensor:
     if kind == "ping":  # a small bell
         overtone = 0.25 * torch.sin(880 * 2.76 * turns) * torch.exp(-t / 0.05)
         return 0.55 * attack * (torch.sin(880 * turns) * torch.exp(-t / 0.16) + overtone)
-    # click: two hard things touch
-    return 0.6 * attack * (torch.sin(1900 * turns) + 0.5 * torch.sin(2700 * turns)) / 1.3 * torch.exp(-t / 0.018)
+    # click: two small balls of hardwood; at their pitch, 1600 and 2400 Hz, which start alike at every 10 ms of the grid
+    return 0.6 * attack * (torch.sin(1280 * turns) + 0.5 * torch.sin(1920 * turns)) / 1.3 * torch.exp(-t / 0.04)
 
 
 def _continuous(kind: str, scenes: Sequence[Scene], seconds: Tensor) -> Tensor:

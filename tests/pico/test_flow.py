@@ -8,11 +8,11 @@ import torch
 
 from cosmos3_lab import Latents, encode_condition, predict_velocity
 from cosmos3_lab.pico import flow
-from cosmos3_lab.pico.batch import encode_prompts, predict_velocities
+from cosmos3_lab.pico.batch import encode_prompts, find_places, predict_velocities
 from cosmos3_lab.pico.flow import TRAINING_SHIFT, draw_sigmas, flow_matching_loss, timesteps
 from cosmos3_lab.pico.graphs import LossStep
 from cosmos3_lab.pico.recipe import RECIPES
-from cosmos3_lab.pico.train_transformer import build_transformer, muon_names
+from cosmos3_lab.pico.train_transformer import build_transformer, loss_of_shape, muon_names, streams
 
 SHAPES = [((3, 6, 4), 7), ((3, 5, 3), 0), ((1, 4, 6), 0), ((1, 3, 4), 5)]  # odd sizes are padded; 0: no sound
 
@@ -33,6 +33,10 @@ def same(a, b):
     assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+def encode(transformer, ids, shape, sound=0):
+    return encode_prompts(transformer, ids, find_places(transformer, ids.shape[1], shape, 16.0, sound_len=sound))
+
+
 def one(latents, i):
     return latents.map(lambda x: x[i : i + 1])
 
@@ -49,7 +53,7 @@ def one_by_one(transformer, latents, times, ids, shape, sound):
 def test_a_batch_is_its_samples(pico, shape, sound):
     times, ids = (0, 500, 993), random_ids(3)
     latents = random_latents(3, 16, shape, sound, 16)
-    cond = encode_prompts(pico.transformer, ids, shape, 16.0, sound_len=sound)
+    cond = encode(pico.transformer, ids, shape, sound)
     velocity = predict_velocities(pico.transformer, latents, torch.tensor(times).float(), cond)
     for i, (alone, expected) in enumerate(one_by_one(pico.transformer, latents, times, ids, shape, sound)):
         assert cond.layout == alone.layout
@@ -73,7 +77,7 @@ UNREAD = {f"und.layers.7.{part}.weight" for part in PARTS}
 def test_gradients_reach_every_weight_that_is_used(pico, sound):
     transformer = copy.deepcopy(pico.transformer).requires_grad_(True)
     latents, ids = random_latents(2, 16, (2, 4, 4), sound, 16), random_ids(2)
-    cond = encode_prompts(transformer, ids, (2, 4, 4), 16.0, sound_len=sound)
+    cond = encode(transformer, ids, (2, 4, 4), sound)
     velocity = predict_velocities(transformer, latents, torch.tensor([300.0, 900.0]), cond)
     sum(x.square().mean() for x in (velocity.video, velocity.sound) if x is not None).backward()
     grads = {name: p.grad for name, p in transformer.named_parameters()}
@@ -97,7 +101,7 @@ def untrained():
 @torch.no_grad()
 def test_untrained_towers_say_zero(untrained, sound):
     x0, noise = (random_latents(5, 4, (2, 4, 4), sound, 4, seed=seed) for seed in (2, 3))
-    cond = encode_prompts(untrained, random_ids(5), (2, 4, 4), 16.0, sound_len=sound)
+    cond = encode(untrained, random_ids(5), (2, 4, 4), sound)
     video_loss, sound_loss = flow_matching_loss(untrained, x0, noise, torch.linspace(0.1, 0.9, 5), cond)
     assert float(video_loss) == float((noise.video - x0.video).square().mean())
     assert float(sound_loss) == (float((noise.sound - x0.sound).square().mean()) if sound else 0.0)
@@ -123,7 +127,7 @@ def test_the_loss_is_the_error_of_the_velocity(pico):
     expected = [velocity for _, velocity in one_by_one(pico.transformer, sample, (35, 500, 999), ids, shape, sound)]
     video = torch.cat([v.video for v in expected]) - (noise.video - x0.video)
     heard = torch.cat([v.sound for v in expected]) - (noise.sound - x0.sound)
-    cond = encode_prompts(pico.transformer, ids, shape, 16.0, sound_len=sound)
+    cond = encode(pico.transformer, ids, shape, sound)
     video_loss, sound_loss = flow_matching_loss(pico.transformer, x0, noise, sigma, cond)
     assert float(video_loss) == pytest.approx(float(video.square().mean()), rel=1e-4)
     assert float(sound_loss) == pytest.approx(float(heard.square().mean()), rel=1e-4)
@@ -134,7 +138,7 @@ def test_the_network_is_told_whole_timesteps(untrained, monkeypatch):
     monkeypatch.setattr(flow, "predict_velocities", lambda *args: told.append(args[2]) or predict(*args))
     sigma = torch.tensor([0.0001, 0.0019, 0.5, 0.7777, 0.9999])
     x0 = random_latents(5, 4, (1, 4, 4), 0, 4)
-    flow_matching_loss(untrained, x0, x0, sigma, encode_prompts(untrained, random_ids(5), (1, 4, 4), 16.0))
+    flow_matching_loss(untrained, x0, x0, sigma, encode(untrained, random_ids(5), (1, 4, 4)))
     assert told[0].tolist() == timesteps(sigma).tolist() == [0, 1, 500, 777, 999]
 
 
@@ -195,3 +199,44 @@ def test_a_loss_step_is_a_backward_pass():
 @pytest.mark.cuda
 def test_a_replayed_step_is_a_backward_pass():
     check_gradients("cuda")
+
+
+def towers_gradients(device):
+    """Gradients of the towers from steps of different shapes that share memory, and from plain passes, after each step."""
+    graphed = build_transformer(RECIPES["tiny"], torch.device(device)).train().requires_grad_()
+    torch.manual_seed(3)
+    for p in graphed.parameters():
+        torch.nn.init.normal_(p.data, std=0.05)
+    plain = copy.deepcopy(graphed)
+    steps = {}
+    for length, sound in [(11, 3), (14, 3), (11, 0), (11, 3), (14, 3)]:
+        x0 = random_latents(4, 4, (2, 4, 4), sound, 4, seed=length).map(lambda x: x.to(device))
+        noise = x0.map(torch.randn_like)
+        ids, sigma = random_ids(4, length=length).to(device), torch.rand(4, device=device)
+        beside = next(iter(steps.values()), None)
+        step = steps.setdefault((length, sound), LossStep(graphed, loss_of_shape(graphed, x0, length), beside))
+        numbers = step(ids, sigma, *streams(x0), *streams(noise))
+        video, heard = flow_matching_loss(plain, x0, noise, sigma, encode(plain, ids, (2, 4, 4), sound))
+        (video + heard).backward()
+        torch.testing.assert_close(numbers["loss"], (video + heard).detach())
+        yield [(a.grad, b.grad) for a, b in zip(graphed.parameters(), plain.parameters(), strict=True)]
+        graphed.zero_grad(set_to_none=True)
+        plain.zero_grad(set_to_none=True)
+
+
+def check_towers(device):
+    for pairs in towers_gradients(device):
+        assert any(ours is not None and ours.abs().max() > 0 for ours, _ in pairs)
+        for ours, theirs in pairs:
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-9)
+
+
+def test_steps_of_several_shapes_are_backward_passes():
+    check_towers("cpu")
+
+
+@pytest.mark.cuda
+def test_replayed_steps_of_several_shapes_are_backward_passes():
+    check_towers("cuda")

@@ -238,9 +238,9 @@ def test_dropped_prompts_are_the_unconditional_ones(tiny_run, monkeypatch, share
     seen, encode = [], train_transformer.encode_prompts
     monkeypatch.setattr(train_transformer, "DROP_PROMPT", share)
 
-    def watched(towers, ids, shape, fps, *, sound_len):
-        seen.append((shape[0], ids, sound_len))
-        return encode(towers, ids, shape, fps, sound_len=sound_len)
+    def watched(towers, ids, places):
+        seen.append((places.layout.video_shape[0], ids, places.layout.n_sound))
+        return encode(towers, ids, places)
 
     monkeypatch.setattr(train_transformer, "encode_prompts", watched)
     recipe = replace(TINY, pool=8, transformer_phase=replace(TINY.transformer_phase, steps=12, batch=4))
