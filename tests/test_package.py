@@ -78,7 +78,7 @@ ROWS = [
     {"request", "transformer", "settings", "memory", "layout"},
     {"checkpoint", "random_checkpoint"},
     {"denoise", "inspection", "prepare"},
-    {"branch", "generate", "preview"},
+    {"branch", "generate", "preview", "lessons"},
     {"schedule_figures", "latent_figures", "step_figures", "sound_figures"},
     {"figures"},
     {"cli"},
