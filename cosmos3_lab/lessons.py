@@ -25,8 +25,9 @@ def starting_size(models: Cosmos3Models) -> dict[str, float]:
         print(f"{d.name}: {d.num_frames} frames of {d.height}x{d.width} at {d.fps:g} fps, its full size")
         return full | {"fps": d.fps}
     times = pixels / (QUICK["num_frames"] * QUICK["height"] * QUICK["width"])
+    quick = f"{QUICK['num_frames']} frames of {QUICK['height']}x{QUICK['width']}"
     print(
-        f"{d.name}: starting with {QUICK['num_frames']} frames of {QUICK['height']}x{QUICK['width']}; the full size, {d.num_frames} "
-        f"frames of {d.height}x{d.width}, has {times:.0f} times as many pixels, and attention costs more than that"
+        f"{d.name}: starting with {quick}; the full size, {d.num_frames} frames of {d.height}x{d.width}, has {times:.0f} times "
+        "as many pixels, and attention costs more than that"
     )
     return QUICK | {"fps": d.fps}
