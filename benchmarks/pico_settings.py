@@ -71,13 +71,14 @@ def draw(data, path):
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+    lowest = min(value[curve] for key, value in data.items() if "/" in key for curve in CURVES)
     figure, panels = plt.subplots(1, len(SETTINGS), figsize=(11, 3.6), sharey=True, layout="constrained", facecolor="white")
     for panel, name in zip(panels, SETTINGS, strict=True):
         rows = {float(key.split("/")[1]): value for key, value in data.items() if key.startswith(f"{name}/")}
         for curve, (label, colour, marker) in CURVES.items():
             panel.plot(list(rows), [r[curve] for r in rows.values()], color=colour, marker=marker, markersize=5, label=label)
         panel.axvline(data["defaults"][name], color="0.4", linestyle=":", label="default")
-        panel.set(xlabel=LABELS[name], xscale="log", xticks=list(rows), ylim=(0, 1.03))
+        panel.set(xlabel=LABELS[name], xscale="log", xticks=list(rows), ylim=(lowest - 0.05, 1.01))
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
