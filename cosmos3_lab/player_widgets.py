@@ -1,0 +1,143 @@
+"""The denoise player: scrub through the steps and see, and hear, what the network believes the clip to be.
+
+Read next: `sound_widgets.py`.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.denoise import StepRecord
+from cosmos3_lab.figure_style import STYLE, VIDEO, add_colour_bar, dress, new_figure, pick_evenly
+from cosmos3_lab.latent_figures import filmstrip_of_x0
+from cosmos3_lab.latent_widgets import video_of
+from cosmos3_lab.preview import latent_preview
+from cosmos3_lab.sound_avae import decode_sound
+from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, spectrogram_db
+from cosmos3_lab.sound_widgets import player, wav_bytes
+from cosmos3_lab.widget_parts import check_records, has_front_end, lab_box, line, on_change, row, say, step_controls, step_words
+
+if TYPE_CHECKING:
+    from ipywidgets import Widget
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
+
+MOST_FRAMES = 9
+STEPS_HEARD = 64  # whose decoded sound stays in memory
+TICKS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
+
+
+def denoise_player(records: Sequence[StepRecord], models: Cosmos3Models) -> "Widget | Figure":
+    """Scrub the steps: x0 and sample in colours, the spectrogram of the decoded sound x0 and its sound, the noise level.
+
+    Args:
+        records: with x0 kept; with `keep="full"` the noisy sample is shown too.
+        models: that made them, not closed; the AVAE decodes each step's sound when it is first shown.
+
+    Raises:
+        ValueError: there are no records, they hold no x0, or the models were closed.
+    """
+    records = check_records(records, "x0")
+    preview = latent_preview(models)
+    with_sound = records[0].x0.sound is not None
+    if with_sound and (models.avae is None or models.avae.decoder.conv1.weight.device.type == "meta"):
+        raise ValueError("got records with sound and models that were closed or have no AVAE, try load_cosmos3 again, with sound")
+    if not has_front_end():
+        return filmstrip_of_x0(records, preview)
+    return _build(records, models)
+
+
+def _build(records: list[StepRecord], models: Cosmos3Models) -> "Widget":
+    box, preview, first = lab_box(), latent_preview(models), records[0].index
+    with_sound, with_sample = records[0].x0.sound is not None, records[0].velocity is not None
+    steps, scrub, link = step_controls(records)
+    picture, words = box.Picture(), line()
+    audio = player() if with_sound else None
+
+    @lru_cache(maxsize=STEPS_HEARD)
+    def film(at: int) -> np.ndarray:
+        kinds = ["x0", "sample"] if with_sample else ["x0"]
+        return np.stack([preview.pixels(torch.from_numpy(video_of(records[at], kind)[None])) for kind in kinds])
+
+    @lru_cache(maxsize=STEPS_HEARD)
+    def heard(at: int) -> tuple[np.ndarray, bytes]:
+        sound = records[at].x0.sound.to(models.device)
+        wave, rate = decode_sound(models.avae, sound)[0].cpu().numpy(), models.avae.config.sampling_rate
+        return spectrogram_db(wave, rate, scale="mel")[0], wav_bytes(wave, rate)
+
+    panes = _Panes(records, film(0), heard(0)[0] if with_sound else None, models)
+
+    def redraw() -> None:
+        at = scrub.value - first
+        panes.show(scrub.value, film(at), heard(at)[0] if with_sound else None)
+        picture.show(panes.moving.png(), f"Clean video and sound predicted at {step_words(records[at])}")
+        if audio is not None:
+            audio.value = heard(at)[1]
+        say(words, step_words(records[at]))
+
+    on_change(redraw, scrub)
+    top = row(steps, audio) if audio is not None else steps
+    return box.LabBox([top, picture, words], links=[link])
+
+
+class _Panes:
+    """Noise level over the steps, spectrogram, and latent frames in colours."""
+
+    def __init__(self, records: list[StepRecord], film: np.ndarray, levels: np.ndarray | None, models: Cosmos3Models) -> None:
+        from cosmos3_lab.figure_canvas import LabAxes
+        from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
+
+        figure = new_figure(10.0, 4.9)
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.6, 2), width_ratios=(1, 1.6))
+        places = [grid[0, 0] if levels is not None else grid[0, :], grid[1, :]] + ([] if levels is None else [grid[0, 1]])
+        sigma, strip, *spectrum = [figure.add_subplot(place, axes_class=LabAxes) for place in places]
+        self.mark = _draw_sigma(sigma, records)
+        self.frames = pick_evenly(film.shape[1], MOST_FRAMES)
+        names = [f"frame {f}" for f in self.frames] + [""] * (len(self.frames) if len(film) > 1 else 0)
+        self.film = Mosaic(strip, self._tiles(film), columns=len(self.frames), names=names)
+        labels = [(self.film.corner(k * len(self.frames))[1] + film.shape[2] / 2, n) for k, n in enumerate(("x0", "sample"))]
+        strip.set_yticks([y for y, _ in labels[: len(film)]], [n for _, n in labels[: len(film)]])
+        strip.tick_params(length=0, labelcolor=STYLE["ink"], labelsize=STYLE["text_size"])
+        moving = [self.film.image, self.mark]
+        self.sound = None
+        if levels is not None:
+            seconds = records[0].x0.sound.shape[1] * models.avae.config.hop_size / models.avae.config.sampling_rate
+            self.sound = _draw_levels(spectrum[0], levels, seconds, models.avae.config.sampling_rate)
+            moving.append(self.sound)
+        self.moving = MovingFigure(figure, moving)
+
+    def _tiles(self, film: np.ndarray) -> np.ndarray:
+        return film[:, self.frames].reshape(-1, *film.shape[2:])
+
+    def show(self, step: int, film: np.ndarray, levels: np.ndarray | None) -> None:
+        """Put another step in."""
+        self.mark.set_xdata([step, step])
+        self.film.show(self._tiles(film))
+        if self.sound is not None:
+            self.sound.set_data(levels)
+
+
+def _draw_sigma(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
+    look = {"color": VIDEO, "marker": "o", "markersize": 4, "linewidth": 1.5}
+    ax.plot([record.index for record in records], [record.sigma for record in records], **look)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylim(0, 1.05)
+    dress(ax, title="Noise level", x="step", y=r"$\sigma$", grid="both")
+    return ax.axvline(0, color=STYLE["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
+
+
+def _draw_levels(ax: "Axes", levels: np.ndarray, seconds: float, sample_rate: int) -> "AxesImage":
+    half = sample_rate / 2
+    look = {"cmap": STYLE["sound"], "vmin": FLOOR_DB, "vmax": 0, "interpolation": "nearest", "origin": "lower", "aspect": "auto"}
+    image = ax.imshow(levels, extent=(0, seconds, 0, hertz_to_mel(half)), **look)
+    ticks = [f for f in TICKS if f <= half]
+    ax.set_yticks([hertz_to_mel(f) for f in ticks], [f"{f:g}" if f < 1000 else f"{f / 1000:g}k" for f in ticks])
+    dress(ax, title="Sound x0, decoded", x="time (s)", y="frequency (Hz, mel)")
+    add_colour_bar(image, [ax], "dB of full scale", pad=0.02)
+    return image
