@@ -7,7 +7,7 @@ What is drawn comes first; knobs are keyword-only. Figures of one pair of axes d
 axes; those of several panels return the figure. Either shows itself as the last line of a notebook's cell, outside of a
 notebook `figure.savefig(path)` writes it (of axes: `ax.figure`); nothing has to be closed.
 
-Read next: the four modules below, `figure_style.py` for their common look.
+Read next: the modules below, `figure_style.py` for their common look.
 """
 
 from cosmos3_lab.latent_figures import (
@@ -17,6 +17,7 @@ from cosmos3_lab.latent_figures import (
     plot_latent_frames,
     plot_latent_histogram,
 )
+from cosmos3_lab.lesson_figures import plot_curves, plot_parts, plot_positions, plot_token_change, plot_token_sequence
 from cosmos3_lab.schedule_figures import plot_noise_levels, plot_schedules, plot_stage_times, plot_tokens
 from cosmos3_lab.sound_figures import plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
 from cosmos3_lab.step_figures import guidance_map, plot_guidance, plot_trajectory, plot_unipc
@@ -25,16 +26,21 @@ __all__ = [
     "filmstrip",
     "filmstrip_of_x0",
     "guidance_map",
+    "plot_curves",
     "plot_guidance",
     "plot_latent_channels",
     "plot_latent_frames",
     "plot_latent_histogram",
     "plot_noise_levels",
+    "plot_parts",
+    "plot_positions",
     "plot_schedules",
     "plot_sound_latents",
     "plot_spectrogram",
     "plot_stage_times",
     "plot_timeline",
+    "plot_token_change",
+    "plot_token_sequence",
     "plot_tokens",
     "plot_trajectory",
     "plot_unipc",

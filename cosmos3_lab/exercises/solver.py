@@ -1,0 +1,110 @@
+"""Exercises of notebook 06, UniPC step by step.
+
+Read next: `decoding.py`, the exercises of notebook 07.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cosmos3_lab.exercises.framework import exercise, expect
+from cosmos3_lab.schedule import flow_schedule, velocity_to_x0
+from cosmos3_lab.unipc import UniPCState, unipc_init, unipc_predict, unipc_step
+
+DATA_STD = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)  # of the notebook's Gaussian data, by channel
+
+
+@exercise(
+    "06.1",
+    hint="The velocity is d sample / d sigma. On a straight line, the sample at sigma_next is the sample now plus the velocity "
+    "times the change in sigma, and that change is negative.",
+)
+def euler(euler_step: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
+    """Right: and UniPC's predictor of order 1 is exactly this step."""
+    generator = torch.Generator().manual_seed(0)
+    sample, velocity = torch.randn(2, 4, 3, generator=generator).unbind()
+    stays = euler_step(sample, velocity, 0.4, 0.4)
+    expect(torch.allclose(stays, sample, atol=1e-5), "a step from sigma 0.4 to sigma 0.4 should leave the sample where it is")
+    at_end, x0 = euler_step(sample, velocity, 0.4, 0.0), velocity_to_x0(sample, velocity, torch.tensor(0.4))
+    away = float((at_end - x0).abs().max())
+    backwards = torch.allclose(at_end, sample + 0.4 * velocity, atol=1e-4)
+    expect(not backwards, "the step goes towards the noise: sigma falls, so the sample moves against the velocity")
+    expect(away < 1e-4, f"a step to sigma 0 should end at x0 = sample - sigma * velocity, found {away:.2g} away from it")
+    schedule = flow_schedule(5, flow_shift=3.0)
+    high, low = schedule.sigmas[1:3].tolist()
+    at = unipc_init(sample, step_index=1)
+    first = unipc_predict(at, velocity_to_x0(sample, velocity, schedule.sigmas[1]), schedule, solver_order=1).sample
+    away = float((euler_step(sample, velocity, high, low) - first).abs().max())
+    expect(away < 1e-4, f"from sigma {high:.3f} to {low:.3f} it is {away:.2g} away from UniPC's predictor of order 1, expected 0")
+
+
+@exercise(
+    "06.2",
+    hint="Loop n upwards from 2 and stop at the first n whose error is below 0.01; do it once with euler_error and once with "
+    "unipc_error.",
+)
+def steps_needed(answer: Sequence[int]) -> None:
+    """Right: remembering one earlier x0 and correcting saves most of the network's calls for the same error."""
+    expect(len(answer) == 2, f"there are {len(answer)} numbers, expected two: steps of Euler, steps of UniPC")
+    for name, given, error in zip(("Euler", "UniPC"), (int(n) for n in answer), (euler_error, unipc_error), strict=True):
+        expect(given >= 2, f"{name} with {given} steps: expected at least 2")
+        expect(error(given) < 0.01, f"{name} with {given} steps has an error of {error(given):.4f}, expected less than 0.01")
+        fewer = next((n for n in range(2, given) if error(n) < 0.01), None)
+        expect(fewer is None, f"{name} needs fewer than {given} steps: {fewer} are enough for an error below 0.01")
+
+
+def path_std(sigma: Tensor) -> Tensor:
+    """Standard deviation of `(1 - sigma) * x0 + sigma * noise`, for each channel of the data."""
+    return ((1 - sigma) ** 2 * DATA_STD**2 + sigma**2).sqrt()
+
+
+def gaussian_velocity(sample: Tensor, sigma: Tensor) -> Tensor:
+    """Exact velocity of the flow whose data are normal in every channel: sample and std of the path keep their ratio."""
+    return (sigma - (1 - sigma) * DATA_STD**2) / path_std(sigma) ** 2 * sample
+
+
+def unipc_error(n: int) -> float:
+    """Rms error of UniPC of order 2 on that flow, over a straight schedule of n steps."""
+    schedule = flow_schedule(n, flow_shift=1.0)
+    state = unipc_init(path_std(schedule.sigmas[0].double()))
+    for sigma in schedule.sigmas[:-1]:
+        state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
+    return _rms(state.sample - DATA_STD)
+
+
+def euler_error(n: int) -> float:
+    """The same of Euler's method."""
+    sigmas = flow_schedule(n, flow_shift=1.0).sigmas.double()
+    sample = path_std(sigmas[0])
+    for sigma, sigma_next in pairwise(sigmas):
+        sample = sample + (sigma_next - sigma) * gaussian_velocity(sample, sigma)
+    return _rms(sample - DATA_STD)
+
+
+def _rms(error: Tensor) -> float:
+    return float(error.square().mean().sqrt())
+
+
+@exercise(
+    "06.3",
+    hint="dataclasses.replace(state, sample=...) changes the sample in a copy; unipc_restart gives a state that has forgotten "
+    "last_sample and x0_history.",
+)
+def edit_and_restart(edited: Callable[[UniPCState, Tensor], UniPCState]) -> None:
+    """Right: the edit is still there after the next step, because the corrector has nothing left to undo it with."""
+    schedule = flow_schedule(6, flow_shift=1.0)
+    state = unipc_init(torch.ones(4, dtype=torch.float64))
+    for sigma in schedule.sigmas[:3]:
+        state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
+    before, change = state.sample.clone(), torch.tensor([0.0, 0.5, -1.0, 0.25], dtype=torch.float64)
+    after = edited(state, change)
+    expect(isinstance(after, UniPCState), f"it gives {type(after).__name__}, expected a UniPCState")
+    expect(torch.equal(state.sample, before), "the given state was changed in place, expected it as it was")
+    expect(torch.allclose(after.sample, before + change), "the sample is not the old one plus the change")
+    expect(after.step_index == state.step_index, f"the step is {after.step_index}, expected {state.step_index} as before")
+    forgotten = after.last_sample is None and len(after.x0_history) == 0
+    corrected = unipc_step(after, gaussian_velocity(after.sample, schedule.sigmas[3].double()), schedule).corrected
+    survives = float((corrected - before)[1] / change[1])
+    expect(forgotten, f"the history is still there, so that only {survives:.0%} of the edit survives the next corrector")
