@@ -20,6 +20,7 @@ from torch import nn
 
 from cosmos3_lab.memory import MemoryNeed, Movable, Placement, choose_placement, working_room
 from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs, resolve_folder
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
@@ -34,7 +35,7 @@ SKIP_AVAE_ENCODER = ("encoder.",)
 
 
 @dataclass(frozen=True, eq=False)
-class Cosmos3Models:
+class Cosmos3Models(Shown):
     """The weights of one checkpoint, on one device. Use it as a context manager, or call `close()`.
 
     Attributes:

@@ -26,13 +26,14 @@ from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, resolve_schedule
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, encode_condition, predict_velocity
 from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_step
 
 
 @dataclass(frozen=True, eq=False)
-class DenoiseInputs:
+class DenoiseInputs(Shown):
     """What stays the same from step to step.
 
     Attributes:
@@ -58,7 +59,7 @@ class DenoiseInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class DenoiseState:
+class DenoiseState(Shown):
     """What changes from step to step: one solver state per modality.
 
     Attributes:
@@ -87,7 +88,7 @@ Keep = Literal["none", "summary", "x0", "full"]
 
 
 @dataclass(frozen=True, eq=False)
-class StepRecord:
+class StepRecord(Shown):
     """What one step saw and did.
 
     Attributes:

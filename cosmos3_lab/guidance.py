@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.showing import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class GuidedVelocity:
+class GuidedVelocity(Shown):
     """One step's velocities, each shaped as the latents.
 
     Attributes:

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmos3_lab.configs import check_choice
+from cosmos3_lab.showing import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class Latents(Shown):
     """Video latent and, in T2AV, sound latent of one sample. Also the layout of velocities and of x0.
 
     Attributes:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from cosmos3_lab.files import replacing
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import check_fps
 
 AAC_SAMPLE_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Cosmos3GenerationOutput:
+class Cosmos3GenerationOutput(Shown):
     """A finished clip, on the CPU.
 
     Attributes:

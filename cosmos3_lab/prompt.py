@@ -27,13 +27,14 @@ from cosmos3_lab.captions import (
     resolve_negative_prompt,
 )
 from cosmos3_lab.configs import check_choice
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import check_fps, effective_num_frames
 
 VISION_START = "<|vision_start|>"
 
 
 @dataclass(frozen=True, eq=False)
-class Cosmos3TokenizedPrompt:
+class Cosmos3TokenizedPrompt(Shown):
     """Token ids of one prompt, ready for the UND tower.
 
     Attributes:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import (
     NANO,
     MediaSpec,
@@ -25,7 +26,7 @@ from cosmos3_lab.sizes import (
 
 
 @dataclass(frozen=True, eq=False)
-class Cosmos3T2VRequest:
+class Cosmos3T2VRequest(Shown):
     """One generation: tokens of both prompts, the latent grid, and the sampler's settings.
 
     Attributes:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from cosmos3_lab.configs import read_fields
+from cosmos3_lab.showing import Shown
 
 FlowVariant = Literal["native-flow", "phyai-flow", "diffusers-flow"]
 ScheduleName = Literal["native-flow", "phyai-flow", "diffusers-flow", "karras", "auto"]
@@ -53,7 +54,7 @@ SUPPORTED_SCHEDULER: dict[str, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Shown):
     """Sigmas and timesteps of one run.
 
     Attributes:

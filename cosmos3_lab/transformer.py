@@ -24,11 +24,12 @@ from cosmos3_lab.positions import (
     compute_mrope_position_ids_vision,
     mrope_cos_sin,
 )
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, GENLayer, LayerKV, Rope
 
 
 @dataclass(frozen=True, eq=False)
-class Cosmos3Condition:
+class Cosmos3Condition(Shown):
     """What GEN needs to know of a prompt: text K/V of every layer, and where the media tokens stand.
 
     Attributes:

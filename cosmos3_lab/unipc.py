@@ -20,12 +20,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from cosmos3_lab.schedule import Schedule, half_log_snr, velocity_to_x0
+from cosmos3_lab.showing import Shown
 
 SOLVER_ORDER = 2  # scheduler_config.json: solver_order
 
 
 @dataclass(frozen=True, eq=False)
-class UniPCState:
+class UniPCState(Shown):
     """Everything the solver remembers of one modality. Tensors are never written in place, so states share them freely.
 
     Attributes:
