@@ -27,6 +27,7 @@ from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
+from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import latent_to_pixel_shape
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.video_vae import iter_decode_video
@@ -45,7 +46,7 @@ INFERENCE_PARTS = ("condition", "denoise", "decode")
 
 
 @dataclass(frozen=True, eq=False)
-class Generation:
+class Generation(Shown):
     """What a run gave.
 
     Attributes:
@@ -158,11 +159,7 @@ def generate(
         out=out,
         name=name,
     )
-    negative = resolve_negative_prompt(negative_prompt, preset.negative_default, models.folder)
-    texts = {"prompt": prompt, "negative_prompt": None, "negative_prompt_source": None}
-    if result.inputs.uncond is not None:
-        texts |= {"negative_prompt": negative.text, "negative_prompt_source": negative.source}
-    manifest = {**texts, **result.manifest}
+    manifest = {**prompt_manifest(models, result.inputs, prompt, negative_prompt), **result.manifest}
     return replace(result, manifest=manifest, timings={**result.timings, **timer.seconds})
 
 
@@ -210,22 +207,25 @@ def run_request(
             with timer("encode"):
                 path = save_mp4(output, Path(out) / name)
     timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, *INFERENCE_PARTS)}
-    return Generation(output, state.latents, records, timings, inputs, state, _manifest(models, inputs), path)
+    return Generation(output, state.latents, records, timings, inputs, state, run_manifest(models, inputs), path)
 
 
-def decode_latents(models: Cosmos3Models, latents: Latents, *, fps: float) -> Cosmos3GenerationOutput:
+def decode_latents(
+    models: Cosmos3Models, latents: Latents, *, fps: float, on_chunk: Callable[[int], None] | None = None
+) -> Cosmos3GenerationOutput:
     """Clean latents to frames and waveform on the CPU, chunk by chunk.
 
     Args:
         models: from `load_cosmos3`; in split placement both towers leave the device first.
         latents: the result of denoising, or any x0 on the way.
         fps: frames a second.
+        on_chunk: called with the number of latent frames decoded so far; what it raises ends the decoding.
 
     Raises:
         ValueError: the models were closed, or loaded without sound.
         FloatingPointError: pixels or samples are infinite or not numbers.
     """
-    return _decode(models, latents, fps, _Timer(models.device))
+    return _decode(models, latents, fps, _Timer(models.device), on_chunk)
 
 
 def _run_steps(
@@ -251,7 +251,9 @@ def _run_steps(
     return state, tuple(records)
 
 
-def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer") -> Cosmos3GenerationOutput:
+def _decode(
+    models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer", on_chunk: Callable[[int], None] | None = None
+) -> Cosmos3GenerationOutput:
     if latents.sound is not None and models.avae is None:
         raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
     chunks, waveform = [], None
@@ -260,6 +262,8 @@ def _decode(models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer"
         for pixels in iter_decode_video(models.vae, latents.video):
             _check_finite(pixels, "video")
             chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
+            if on_chunk is not None:
+                on_chunk(len(chunks))
         if latents.sound is not None:
             waveform = decode_sound(models.avae, latents.sound)[0]
             _check_finite(waveform, "sound")
@@ -274,7 +278,28 @@ def _check_finite(values: Tensor, kind: str) -> None:
         raise FloatingPointError(f"the decoded {kind} is not finite; the weights are damaged, or the numbers outgrew the dtype")
 
 
-def _manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
+def prompt_manifest(
+    models: Cosmos3Models, inputs: DenoiseInputs, prompt: str, negative_prompt: str | None
+) -> dict[str, str | None]:
+    """The texts of a run; the negative prompt is None where guidance needed none.
+
+    Args:
+        models, inputs: of the run.
+        prompt, negative_prompt: as given to `generate`.
+    """
+    texts = {"prompt": prompt, "negative_prompt": None, "negative_prompt_source": None}
+    if inputs.uncond is not None:
+        negative = resolve_negative_prompt(negative_prompt, inputs.preset.negative_default, models.folder)
+        texts |= {"negative_prompt": negative.text, "negative_prompt_source": negative.source}
+    return texts
+
+
+def run_manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
+    """The effective settings of a run as plain values, without its texts.
+
+    Args:
+        models, inputs: of the run.
+    """
     request = inputs.request
     frames, height, width = _pixel_shape(models, request)
     return {
