@@ -77,6 +77,9 @@ class Hint:
     def __repr__(self) -> str:
         return f"{self.name} hint: {self.message}"
 
+    def _repr_html_(self) -> str:
+        return f'<div style="padding-left: 0.8em"><b>{escape(self.name)} hint</b><br>{escape(self.message)}</div>'
+
 
 EXERCISES: dict[str, Exercise] = {}  # filled once, by the decorator, as the modules are imported
 
@@ -108,6 +111,22 @@ def expect(holds: bool, message: str) -> None:
     """
     if not holds:
         raise PropertyError(message)
+
+
+def call(function: Any, *arguments: Any) -> Any:  # noqa: ANN401  (an answer is anything)
+    """What a learner's function returns.
+
+    Args:
+        function: the answer.
+        arguments: to call it with.
+
+    Raises:
+        PropertyError: it is no function, or returns nothing yet.
+    """
+    expect(callable(function), f"got {type(function).__name__}, expected a function")
+    result = function(*arguments)
+    expect(result is not None and result is not ..., "the function returns nothing yet, expected a `return` with a value.")
+    return result
 
 
 def check(name: str, answer: Any, *, strict: bool = False) -> Verdict:  # noqa: ANN401  (an answer is anything)
