@@ -8,15 +8,16 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from cosmos3_lab.denoise import StepRecord
-from cosmos3_lab.figure_style import STYLE, add_colour_bar, as_array, dress, dress_picture, new_figure, pick_evenly
+from cosmos3_lab.figure_style import STYLE, add_colour_bar, as_array, dress_picture, new_figure, pick_evenly
 from cosmos3_lab.latent_figures import filmstrip_of_x0, plot_latent_channels
 from cosmos3_lab.preview import LatentPreview
 from cosmos3_lab.widget_parts import (
+    buttons,
     check_records,
-    choice,
     has_front_end,
     lab_box,
     line,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 NAMES = {"x0": "x0 (predicted)", "sample": "sample (noisy)", "velocity": "velocity (guided)"}
+SHOWN = 0.995  # share of the values that the colour scale tells apart; a few outliers would make the rest pale
 STEPS_HELD = 4  # steps whose arrays stay in memory
 
 
@@ -74,7 +76,7 @@ def _build(records: list[StepRecord], preview: LatentPreview | None) -> "Widget"
     channels, frames = first.x0.video.shape[1:3]
     steps, scrub, link = step_controls(records)
     kinds = ["x0"] + ([] if first.velocity is None else ["sample", "velocity"])
-    what = choice("ToggleButtons", "show", [(NAMES[k], k) for k in kinds], "x0")
+    kind_row, what = buttons("show", [(NAMES[k], k) for k in kinds], "x0")
     frame = slider("frame", 0, frames - 1, 0)
     channel = slider("channel", 0, channels - 1, 0)
     picture, words = box.Picture(), line()
@@ -85,12 +87,11 @@ def _build(records: list[StepRecord], preview: LatentPreview | None) -> "Widget"
 
     @cache
     def limit(kind: str) -> float:  # one colour scale for the whole run
-        return max(float(np.abs(video_of(record, kind)).max()) for record in records) or 1.0
+        some = [video_of(records[i], kind).ravel() for i in pick_evenly(len(records), 5)]
+        return max(float(np.quantile(np.abs(v[:: max(1, v.size // 100_000)]), SHOWN)) for v in some) or 1.0
 
     @lru_cache(maxsize=STEPS_HELD)
     def colours(step: int, kind: str) -> np.ndarray:
-        import torch
-
         return preview.pixels(torch.from_numpy(values(step, kind)[None]))
 
     panes = _Panes(values(first.index, "x0"), in_colour=preview is not None)
@@ -106,7 +107,7 @@ def _build(records: list[StepRecord], preview: LatentPreview | None) -> "Widget"
         say(words, f"{step_words(records[step - first.index])}; {spread}")
 
     on_change(redraw, scrub, what, frame, channel)
-    return box.LabBox([row(steps, what), row(frame, channel), picture, words], links=[link])
+    return box.LabBox([row(steps, kind_row), row(frame, channel), picture, words], links=[link])
 
 
 class _Panes:
@@ -123,32 +124,29 @@ class _Panes:
 
         channels, frames, height, width = array.shape
         figure = new_figure(10.0, 4.9)
-        grid = figure.add_gridspec(2, 3, height_ratios=(3.4, 1), width_ratios=(3.3, 3.3 if in_colour else 0.01, 3.4))
-        large, rgb, many, film = (
-            figure.add_subplot(place, axes_class=LabAxes) for place in (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, :])
-        )
+        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+        ratios = (1.18, 1, 1) if in_colour else (1.18, 1)  # the first has a colour bar
+        grid = figure.add_gridspec(2, len(ratios), height_ratios=(3.4, 1), width_ratios=ratios)
+        large, many, film = (figure.add_subplot(place, axes_class=LabAxes) for place in (grid[0, 0], grid[0, -1], grid[1, :]))
         self.frames = pick_evenly(frames, 12)
         signed = {"cmap": STYLE["signed"], "vmin": -1, "vmax": 1}
         self.large = large.imshow(array[0, 0], interpolation="nearest", **signed)
-        self.bar = add_colour_bar(self.large, [large], "latent value", pad=0.02, aspect=22, shrink=0.9)
+        self.bar = add_colour_bar(self.large, [large], "latent value", pad=0.02, aspect=22, shrink=0.8, extend="both")
         dress_picture(large, title=" ")
         self.rgb = None
         if in_colour:
+            rgb = figure.add_subplot(grid[0, 1], axes_class=LabAxes)
             self.rgb = rgb.imshow(np.zeros((height, width, 3)), interpolation="nearest")
             dress_picture(rgb, title=" ")
-        else:
-            rgb.remove()
         self.many = Mosaic(many, array[:, 0], columns=_columns(channels, height, width), **signed)
-        dress(many)
-        many.set(xticks=[], yticks=[])
+        dress_picture(many, title="all channels of this frame")
         many.spines[:].set_visible(False)
-        many.set_title("all channels of this frame", color=STYLE["ink"], fontsize=STYLE["text_size"] - 1, pad=3)
         shown = np.zeros((len(self.frames), height, width, 3)) if in_colour else array[0, self.frames]
         look = {} if in_colour else signed
         self.film = Mosaic(film, shown, columns=12, names=[f"frame {f}" for f in self.frames], **look)
         borders = [self.many.frame(), self.film.frame()]
         images = [self.large, self.many.image, self.film.image] + ([self.rgb] if in_colour else [])
-        titles = [large.title] + ([rgb.title] if in_colour else [])
+        titles = [image.axes.title for image in (self.large, self.rgb) if image is not None]
         self.moving = MovingFigure(figure, [*images, *titles, self.bar.ax, *borders])
 
     def show(self, array: np.ndarray, frame: int, channel: int, *, limit: float, name: str, colours: np.ndarray | None) -> None:
@@ -169,10 +167,10 @@ class _Panes:
         self.film.select(nearest)
         for image in (self.large, self.many.image, *([self.film.image] if colours is None else [])):
             image.set_clim(-limit, limit)
-        self.large.axes.set_title(f"{name}: channel {channel} of frame {frame}")
+        self.large.axes.title.set_text(f"{name}, channel {channel}, frame {frame}")
         if self.rgb is not None:
             self.rgb.set_data(colours[frame])
-            self.rgb.axes.set_title(f"frame {frame} in colours" + (", of x0" if name == NAMES["velocity"] else ""))
+            self.rgb.axes.title.set_text(f"frame {frame} in colours" + (", of x0" if name == NAMES["velocity"] else ""))
 
 
 def _columns(count: int, height: int, width: int) -> int:

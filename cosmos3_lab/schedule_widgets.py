@@ -10,7 +10,7 @@ import numpy as np
 from cosmos3_lab.figure_style import as_array
 from cosmos3_lab.schedule import FLOW_VARIANTS, Schedule, flow_schedule, karras_schedule, log_snr
 from cosmos3_lab.schedule_figures import plot_schedules
-from cosmos3_lab.widget_parts import choice, has_front_end, ipywidgets, lab_box, line, on_change, row, say, slider
+from cosmos3_lab.widget_parts import dropdown, has_front_end, ipywidgets, lab_box, line, on_change, row, say, slider
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -22,6 +22,7 @@ RULES = (*FLOW_VARIANTS, "karras")
 # What each recipe asks for on Nano: presets.PRESETS, and for diffusers Nano's scheduler file.
 RECIPES = {"native": ("native-flow", 10.0), "phyai": ("phyai-flow", 10.0), "diffusers": ("karras", None)}
 MOST_STEPS = 100
+NOW = "now: "  # before the name of the curve that follows the sliders
 MOST_CURVES = 4  # as many names as stand in one row
 
 
@@ -64,8 +65,8 @@ def _build(start: Schedule) -> "Widget":
         layout={"width": "340px"},
         style={"description_width": "70px"},
     )
-    rule = choice("Dropdown", "spacing", RULES, name, width="230px")
-    recipe = choice("Dropdown", "recipe", [("own", None), *((r, r) for r in RECIPES)], None, width="200px")
+    rule = dropdown("spacing", RULES, name, width="230px")
+    recipe = dropdown("recipe", [("own", None), *((r, r) for r in RECIPES)], None, width="200px")
     pin, clear = w.Button(description="Keep this curve"), w.Button(description="Forget kept curves")
     picture, words = box.Picture(), line()
     kept = {} if schedule_is_shown(start, name, shift) else {_name(start): start}
@@ -80,7 +81,7 @@ def _build(start: Schedule) -> "Widget":
         bend.disabled = rule.value == "karras"
         now = made()
         if "figure" not in shown:
-            figure = plot_schedules({_name(now): now} | kept)
+            figure = plot_schedules({NOW + _name(now): now} | kept)
             shown["figure"] = MovingFigure(figure, [*figure.axes, *figure.legends])
         _show_first(shown["figure"], now)
         picture.show(shown["figure"].png(), shown["figure"].figure.alt_text)
@@ -136,7 +137,7 @@ def _show_first(shown: "MovingFigure", schedule: Schedule) -> None:
         ax.relim()
         ax.autoscale(axis="both" if ax is clock else "x")
     size.set_ylim(0, 1.06 * max(line.get_ydata().max() for line in size.lines))
-    shown.figure.legends[0].get_texts()[0].set_text(_name(schedule))
+    shown.figure.legends[0].get_texts()[0].set_text(NOW + _name(schedule))
     shown.figure.alt_text = f"Sigma, log-SNR and step size over the steps of {', '.join(_names(shown))}."
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cosmos3_lab.figure_style import Numbers, new_figure, with_shape
 from cosmos3_lab.sound_figures import plot_spectrogram, plot_waveform
-from cosmos3_lab.widget_parts import choice, has_front_end, ipywidgets, lab_box, line, on_change, row, say
+from cosmos3_lab.widget_parts import buttons, has_front_end, ipywidgets, lab_box, line, on_change, row, say
 
 if TYPE_CHECKING:
     from ipywidgets import Audio, Widget
@@ -53,7 +53,7 @@ def _build(array: np.ndarray, sample_rate: int) -> "Widget":
 
     w, box = ipywidgets(), lab_box()
     seconds = array.shape[1] / sample_rate
-    scale = choice("ToggleButtons", "frequency", SCALES, "mel")
+    scale_row, scale = buttons("frequency", SCALES, "mel")
     zoom = w.FloatRangeSlider(
         value=(0, seconds),
         min=0,
@@ -67,12 +67,10 @@ def _build(array: np.ndarray, sample_rate: int) -> "Widget":
     )
     audio, picture, words = player(), box.Picture(), line()
     audio.value = wav_bytes(array, sample_rate)
-    drawn: dict[str, MovingFigure] = {}
+    figures = {name: _draw(array, sample_rate, name) for _, name in SCALES}
+    drawn = {name: MovingFigure(figure, figure.axes[:2]) for name, figure in figures.items()}
 
     def redraw() -> None:
-        if scale.value not in drawn:
-            figure = _draw(array, sample_rate, scale.value)
-            drawn[scale.value] = MovingFigure(figure, figure.axes[:2])
         shown, (begin, end) = drawn[scale.value], zoom.value
         end = max(end, begin + seconds / 200)
         shown.figure.axes[0].set_xlim(begin, end)
@@ -82,7 +80,7 @@ def _build(array: np.ndarray, sample_rate: int) -> "Widget":
         say(words, f"{begin:.2f} s to {end:.2f} s: peak {np.abs(part).max():.3f}, rms {level:.1f} dB of full scale")
 
     on_change(redraw, scale, zoom)
-    return box.LabBox([row(scale, zoom), audio, picture, words])
+    return box.LabBox([row(scale_row, zoom, audio), picture, words])
 
 
 def player() -> "Audio":

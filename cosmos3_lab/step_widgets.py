@@ -27,8 +27,8 @@ from cosmos3_lab.figure_style import (
 )
 from cosmos3_lab.step_figures import LOOKS, plot_guidance, plot_unipc
 from cosmos3_lab.widget_parts import (
+    buttons,
     check_records,
-    choice,
     has_front_end,
     lab_box,
     line,
@@ -42,11 +42,14 @@ from cosmos3_lab.widget_parts import (
 if TYPE_CHECKING:
     from ipywidgets import Widget
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from cosmos3_lab.widget_canvas import Mosaic
+
 MOST_FRAMES = 9  # of a row of maps
-SCALES = [("same at every step", "run"), ("each step its own", "step")]
+SCALES = [("each step its own", "step"), ("same at every step", "run")]
 
 
 def rms_map(video: Tensor) -> Float[np.ndarray, "t h w"]:
@@ -88,13 +91,13 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
         over_time["sound"] = np.sqrt(reduce(sounds**2, "s n d -> s n", "mean"))
     del apart
     steps, scrub, link = step_controls(records)
-    scale = choice("ToggleButtons", "colours", SCALES, "run")
+    scale_row, scale = buttons("scale", SCALES, "step")
     picture, words = box.Picture(), line()
 
     figure, (top, left, right) = _three_panels()
     frames = pick_evenly(maps.shape[1], MOST_FRAMES)
     tiles = Mosaic(top, maps[0, frames], columns=MOST_FRAMES, names=[f"frame {f}" for f in frames], cmap=STYLE["amount"])
-    bar = add_colour_bar(tiles.image, [top], "rms over channels", pad=0.01, aspect=10)
+    bar = _amount_bar(tiles)
     indices = [record.index for record in records]
     for name in over_time:
         left.plot(indices, [record.rms[f"{name}.guidance"] for record in records], label=name, **LOOKS[name])
@@ -102,15 +105,16 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
     left.set_ylim(bottom=0)
     left.xaxis.get_major_locator().set_params(integer=True)
     dress_legend(left)
+    _fill_legend(left)
     curves = {}
     for name, values in over_time.items():
         count = values.shape[1]
         look = LOOKS[name] | {"marker": "o" if name == "video" else ""}
         (curves[name],) = right.plot((np.arange(count) + 0.5) / count, values[0], **look)
     dress(right, title="Over the clip, at this step", x="share of the clip's time", y="rms", grid="both")
-    right.set(xlim=(0, 1), ylim=(0, 1.05 * max(v.max() for v in over_time.values()) or 1))
+    right.set(xlim=(0, 1))
     mark = _marker(left)
-    moving = MovingFigure(figure, [tiles.image, bar.ax, mark, *curves.values()])
+    moving = MovingFigure(figure, [tiles.image, bar.ax, mark, left.get_legend(), right])
 
     def redraw() -> None:
         at = scrub.value - indices[0]
@@ -119,13 +123,15 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
         mark.set_xdata([scrub.value, scrub.value])
         for name, curve in curves.items():
             curve.set_ydata(over_time[name][at])
+        seen = [values if scale.value == "run" else values[at] for values in over_time.values()]
+        right.set_ylim(0, 1.08 * max(values.max() for values in seen) or 1)
         numbers = ", ".join(f"{name} {records[at].rms[f'{name}.guidance']:.3f}" for name in over_time)
         picture.show(moving.png(), f"Where and when the prompt moves the velocity at {step_words(records[at])}")
         say(words, f"{step_words(records[at])}; the prompt moves the velocity by rms {numbers}")
 
     records = [record.keep("summary") for record in records]
     on_change(redraw, scrub, scale)
-    return box.LabBox([row(steps, scale), picture, words], links=[link])
+    return box.LabBox([row(steps, scale_row), picture, words], links=[link])
 
 
 # ------------------------------------------------------------------------------------------------------------- unipc
@@ -153,7 +159,7 @@ def _build_unipc(records: list[StepRecord]) -> "Widget":
         [np.zeros_like(predicted[0]) if r.corrector_move is None else rms_map(r.corrector_move.video) for r in records]
     )
     steps, scrub, link = step_controls(records)
-    scale = choice("ToggleButtons", "colours", SCALES, "step")
+    scale_row, scale = buttons("scale", SCALES, "step")
     picture, words = box.Picture(), line()
 
     figure = new_figure(10.0, 5.6)
@@ -167,10 +173,12 @@ def _build_unipc(records: list[StepRecord]) -> "Widget":
         names = [f"frame {f}" for f in frames]
         tiles = Mosaic(ax, maps[0, frames], columns=MOST_FRAMES, names=names, cmap=STYLE["amount"])
         ax.set_ylabel(name, color=STYLE["ink"], fontsize=STYLE["text_size"])
-        rows[name] = tiles, maps, add_colour_bar(tiles.image, [ax], "rms", pad=0.01, aspect=8)
+        rows[name] = tiles, maps, _amount_bar(tiles)
     indices = [record.index for record in records]
     marks = [_draw_moves(axes[2], records), _draw_orders(axes[3], records)]
-    moving = MovingFigure(figure, [part for tiles, _, bar in rows.values() for part in (tiles.image, bar.ax)] + marks)
+    legends = [ax.get_legend() for ax in axes[2:]]  # over the marks
+    parts = [part for tiles, _, bar in rows.values() for part in (tiles.image, bar.ax)]
+    moving = MovingFigure(figure, [*parts, *marks, *legends])
 
     def redraw() -> None:
         at = scrub.value - indices[0]
@@ -184,7 +192,7 @@ def _build_unipc(records: list[StepRecord]) -> "Widget":
 
     records = [record.keep("summary") for record in records]
     on_change(redraw, scrub, scale)
-    return box.LabBox([row(steps, scale), picture, words], links=[link])
+    return box.LabBox([row(steps, scale_row), picture, words], links=[link])
 
 
 def _draw_moves(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
@@ -198,7 +206,8 @@ def _draw_moves(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     ax.set_yscale("log")
     ax.xaxis.get_major_locator().set_params(integer=True)
     dress(ax, title="How far the sample moves", x="step", y="rms of the move", grid="both")
-    dress_legend(ax, ncols=2)
+    dress_legend(ax, ncols=2, loc="upper left")
+    _fill_legend(ax)
     return _marker(ax)
 
 
@@ -207,10 +216,11 @@ def _draw_orders(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     ax.step(indices, [r.order for r in records], where="mid", color=VIDEO, linewidth=2, label="predictor")
     ax.step(indices, [r.corrector_order for r in records], where="mid", color=SOUND, linestyle="--", label="corrector")
     ax.set(yticks=range(max(r.order for r in records) + 1))
-    ax.set_ylim(-0.25, ax.get_yticks()[-1] + 0.7)
+    ax.set_ylim(-0.25, ax.get_yticks()[-1] + 0.6)
     ax.xaxis.get_major_locator().set_params(integer=True)
     dress(ax, title="Order", x="step", grid="y")
-    dress_legend(ax, ncols=2)
+    dress_legend(ax, ncols=2, loc="upper left")
+    _fill_legend(ax)
     return _marker(ax)
 
 
@@ -232,6 +242,22 @@ def _three_panels() -> tuple["Figure", list["Axes"]]:
     figure = new_figure(10.0, 4.4)
     grid = figure.add_gridspec(2, 2, height_ratios=(1.1, 2))
     return figure, [figure.add_subplot(place, axes_class=LabAxes) for place in (grid[0, :], grid[1, 0], grid[1, 1])]
+
+
+def _amount_bar(tiles: "Mosaic") -> "Colorbar":
+    """A colour bar with three numbers, whose width does not depend on what they are."""
+    from matplotlib.ticker import LinearLocator
+
+    tiles.image.set_clim(0, 0.0012)  # as wide as numbers get, while the room is laid out
+    look = {"ticks": LinearLocator(3), "format": lambda value, place: f"{value:.2g}"}
+    return add_colour_bar(tiles.image, [tiles.ax], "rms over C", pad=0.01, aspect=10, **look)
+
+
+def _fill_legend(ax: "Axes") -> None:
+    """Give the legend a face, for a mark may stand behind it."""
+    box = ax.get_legend().get_frame()
+    box.set(facecolor=STYLE["face"], edgecolor="none", alpha=0.92)
+    ax.get_legend().set_frame_on(True)
 
 
 def _marker(ax: "Axes") -> "Line2D":

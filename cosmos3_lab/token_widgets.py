@@ -12,7 +12,7 @@ from cosmos3_lab.figure_style import STYLE
 from cosmos3_lab.prepare import make_processor
 from cosmos3_lab.prompt import TokenRow, token_table
 from cosmos3_lab.schedule_figures import CONTROL, ROLES, plot_tokens
-from cosmos3_lab.widget_parts import SOFT_INK, choice, has_front_end, ipywidgets, lab_box, on_change, row
+from cosmos3_lab.widget_parts import SOFT_INK, buttons, has_front_end, ipywidgets, lab_box, on_change, row
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -49,7 +49,7 @@ def token_view(models: Cosmos3Models, prompt: str, negative_prompt: str | None =
 def _build(tables: dict[str, list[TokenRow]]) -> "Widget":
     w, box = ipywidgets(), lab_box()
     sides = [(f"prompt, {len(tables['prompt'])} tokens", "prompt"), (f"negative, {len(tables['negative'])} tokens", "negative")]
-    side = choice("ToggleButtons", "", sides, "prompt")
+    side_row, side = buttons("tokens of the", sides, "prompt")
     chips, detail, highlight = w.HTML(), w.HTML(layout={"min_height": "150px", "width": "330px"}), w.HTML()
     listing = w.Select(options=_options(tables["prompt"]), value=0, rows=11, layout={"width": "330px"})
     mark = f"tokens-{chips.model_id}"  # of this widget alone, for the page may hold several
@@ -72,7 +72,7 @@ def _build(tables: dict[str, list[TokenRow]]) -> "Widget":
 
     side.observe(lambda change: turn(), names="value")
     on_change(redraw, listing)
-    return box.LabBox([side, chips, row(listing, detail), highlight])
+    return box.LabBox([side_row, chips, row(listing, detail), highlight])
 
 
 def _options(rows: Sequence[TokenRow]) -> list[tuple[str, int]]:
@@ -107,7 +107,7 @@ def _chips(rows: Sequence[TokenRow], page: int, mark: str) -> str:
 
 def _detail(r: TokenRow, count: int) -> str:
     rows = {
-        "position": f"{r.index} of 0 to {count - 1}",
+        "position": f"{r.index} (the first is 0, the last {count - 1})",
         "id": str(r.id),
         "string": repr(r.string),
         "role": f"{r.role}: {MEANING.get(r.role, '')}",

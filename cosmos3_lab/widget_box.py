@@ -53,14 +53,16 @@ class LabBox(VBox):
         """Close this widget and everything in it."""
         for link in self.links:
             link.close()
-        for widget in list(descendants(self)):
+        inside = list(descendants(self))
+        for widget in [*inside, self]:  # each has a layout and mostly a style, which are widgets of their own
+            parts = [part for part in (getattr(widget, "style", None), widget.layout) if part is not None]
+            for part in parts:
+                part.close()
             widget.unobserve_all()
-            if hasattr(widget, "click"):
-                widget._click_handlers.callbacks.clear()
+        for widget in inside:
             widget.close()
         self.links = ()
         super().close()
-        self.children = ()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  (IPython's call)
         """Where no widget can be shown, such as on a web page, the pictures are."""

@@ -78,7 +78,7 @@ class Mosaic:
             text = {"color": STYLE["ink"], "fontsize": STYLE["text_size"] - 1, "parse_math": False}
             ax.text(left + self.tile[1] / 2 - 0.5, top - 0.6, name, ha="center", va="bottom", **text)
 
-    def corner(self, place: int) -> tuple[float, float]:
+    def corner(self, place: int) -> tuple[int, int]:
         """Column and row of a tile's first pixel."""
         row, column = divmod(place, self.columns)
         return column * (self.tile[1] + GAP), self.head + row * (self.tile[0] + self.head)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cosmos3_lab.denoise import StepRecord
 
 if TYPE_CHECKING:
-    from ipywidgets import HTML, Box, IntSlider, Play, Widget
+    from ipywidgets import HTML, Box, Dropdown, IntSlider, Play, ToggleButtons, Widget
     from ipywidgets.widgets.widget_link import Link
 
 PLAY_MILLISECONDS = 500  # from one step to the next
@@ -101,19 +101,34 @@ def slider(description: str, low: int, high: int, value: int, *, width: str = "3
     return ipywidgets().IntSlider(**options, disabled=low == high, layout={"width": width}, style={"description_width": "70px"})
 
 
-def choice(kind: str, description: str, options: Sequence[Any], value: Any, *, width: str = "auto") -> "Widget":  # noqa: ANN401
-    """A choice among some.
+def dropdown(description: str, options: Sequence[Any], value: Any, *, width: str) -> "Dropdown":  # noqa: ANN401
+    """A choice among some, one of them in sight.
 
     Args:
-        kind: "Dropdown" or "ToggleButtons".
         description: in front of it.
-        options: of the widget: values, or `(text, value)`.
+        options: values, or `(text, value)`.
         value: chosen first.
         width: CSS, with the description.
     """
-    style = {"description_width": "70px"} | ({"button_width": "auto"} if kind == "ToggleButtons" else {})
-    made = getattr(ipywidgets(), kind)
-    return made(options=options, value=value, description=description, layout={"width": width}, style=style)
+    options = {"options": options, "value": value, "description": description}
+    return ipywidgets().Dropdown(**options, layout={"width": width}, style={"description_width": "70px"})
+
+
+def buttons(description: str, options: Sequence[tuple[str, str]], value: str) -> tuple["Box", "ToggleButtons"]:
+    """A choice among a few, all of them in sight.
+
+    Args:
+        description: in front of them.
+        options: `(text, value)`.
+        value: chosen first.
+
+    Returns:
+        Text and buttons in a row that does not break, and the buttons.
+    """
+    w = ipywidgets()
+    tips = [f"{description}: {text}" for text, _ in options]
+    made = w.ToggleButtons(options=options, value=value, tooltips=tips, style={"button_width": "auto"}, layout={"width": "auto"})
+    return w.HBox([w.Label(description), made], layout={"align_items": "center", "grid_gap": "6px"}), made
 
 
 def step_controls(records: Sequence[StepRecord]) -> tuple["Box", "IntSlider", "Link"]:
