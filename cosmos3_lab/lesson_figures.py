@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = ("time", "row", "column")
+MOST_MARKERS = 40  # of a curve; more would run into each other
 
 
 def plot_parts(parts: Mapping[str, Mapping[str, float]], *, x: str = "million parameters", ax: "Axes | None" = None) -> "Axes":
@@ -175,7 +176,8 @@ def plot_curves(
         raise ValueError(f"got {len(curves)} curves, expected 1 to {len(CURVES)}, which can be told apart")
     ax = axes_or_new(ax, 8.0, 3.4)
     for (name, (xs, ys)), look in zip(curves.items(), CURVES, strict=False):
-        ax.plot(as_array(xs), as_array(ys), label=name, **look)
+        marker = look["marker"] if len(xs) <= MOST_MARKERS else ""
+        ax.plot(as_array(xs), as_array(ys), label=name, **look | {"marker": marker})
     dress(ax, title=title, x=x, y=y, grid="both")
     if log:
         ax.set(xscale="log", yscale="log")

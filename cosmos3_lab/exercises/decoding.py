@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos3_lab.exercises.framework import exercise, expect
+from cosmos3_lab.exercises.framework import call, exercise, expect
 from cosmos3_lab.media import to_uint8_frames
 
 
@@ -20,10 +20,11 @@ from cosmos3_lab.media import to_uint8_frames
 )
 def frame_to_latent(latent_frame_of: Callable[[int, int], int]) -> None:
     """Right: this is why clips have 4k + 1 frames, and why a change in a latent frame starts at frame 4k - 3."""
-    expect(latent_frame_of(0, 4) == 0, f"frame 0 is in latent frame {latent_frame_of(0, 4)}, expected 0, which it has for itself")
+    first = call(latent_frame_of, 0, 4)
+    expect(first == 0, f"frame 0 is in latent frame {first}, expected 0, which it has for itself")
     for temporal in (4, 2):
         for frame in range(1, 20):
-            found, want = latent_frame_of(frame, temporal), -(-frame // temporal)
+            found, want = call(latent_frame_of, frame, temporal), -(-frame // temporal)
             message = (
                 f"frame {frame} is in latent frame {found}, expected {want}, with {temporal} frames for each after the first"
             )
@@ -40,7 +41,7 @@ def eight_bits(to_frames: Callable[[Tensor], Tensor]) -> None:
     """Right: clipped, rounded to the nearest of 256 levels, and with the colour last, as pictures are stored."""
     levels = torch.tensor([-0.2, 0.0, 0.0059, 0.5, 0.998, 1.0, 1.3, 0.25])
     pixels = levels.repeat(3).reshape(1, 3, 2, 2, 2) * torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1, 1)
-    found, want = to_frames(pixels), to_uint8_frames(pixels)
+    found, want = call(to_frames, pixels), to_uint8_frames(pixels)
     expect(found.dtype == torch.uint8, f"the dtype is {found.dtype}, expected torch.uint8")
     expect(found.shape == want.shape, f"the shape is {list(found.shape)}, expected {list(want.shape)}: frames, height, width, 3")
     for level in (-0.2, 1.3):
@@ -65,9 +66,9 @@ def peak_signal_to_noise(psnr: Callable[[np.ndarray, np.ndarray], float]) -> Non
     a = random.randint(0, 200, (2, 6, 6, 3)).astype(np.uint8)
     for step, direction in ((10, "brighter"), (50, "brighter")):
         want = float(-20 * np.log10(step / 255))
-        found = float(psnr(a, a + np.uint8(step)))
+        found = float(call(psnr, a + np.uint8(step), a))
         expect(abs(found - want) < 0.01, f"frames that are {step} of 255 {direction} give {found:.2f} dB, expected {want:.2f} dB")
-        found = float(psnr(a + np.uint8(step), a))
+        found = float(psnr(a, a + np.uint8(step)))
         expect(
             abs(found - want) < 0.01,
             f"the order of the two changes the result: {found:.2f} dB, expected {want:.2f} dB (did 8-bit numbers wrap around?)",

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cosmos3_lab.exercises.framework import exercise, expect
+from cosmos3_lab.exercises.framework import call, exercise, expect
 from cosmos3_lab.schedule import flow_schedule, velocity_to_x0
 from cosmos3_lab.unipc import UniPCState, unipc_init, unipc_predict, unipc_step
 
@@ -25,7 +25,7 @@ def euler(euler_step: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     """Right: and UniPC's predictor of order 1 is exactly this step."""
     generator = torch.Generator().manual_seed(0)
     sample, velocity = torch.randn(2, 4, 3, generator=generator).unbind()
-    stays = euler_step(sample, velocity, 0.4, 0.4)
+    stays = call(euler_step, sample, velocity, 0.4, 0.4)
     expect(torch.allclose(stays, sample, atol=1e-5), "a step from sigma 0.4 to sigma 0.4 should leave the sample where it is")
     at_end, x0 = euler_step(sample, velocity, 0.4, 0.0), velocity_to_x0(sample, velocity, torch.tensor(0.4))
     away = float((at_end - x0).abs().max())
@@ -99,7 +99,7 @@ def edit_and_restart(edited: Callable[[UniPCState, Tensor], UniPCState]) -> None
     for sigma in schedule.sigmas[:3]:
         state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
     before, change = state.sample.clone(), torch.tensor([0.0, 0.5, -1.0, 0.25], dtype=torch.float64)
-    after = edited(state, change)
+    after = call(edited, state, change)
     expect(isinstance(after, UniPCState), f"it gives {type(after).__name__}, expected a UniPCState")
     expect(torch.equal(state.sample, before), "the given state was changed in place, expected it as it was")
     expect(torch.allclose(after.sample, before + change), "the sample is not the old one plus the change")

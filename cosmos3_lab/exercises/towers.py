@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cosmos3_lab.exercises.framework import exercise, expect
+from cosmos3_lab.exercises.framework import call, exercise, expect
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.positions import TokenLayout
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, LayerKV, Rope
@@ -45,7 +45,7 @@ def text_memory(kv_bytes: Callable[[Cosmos3Condition], int]) -> None:
     for layers, s_text, kv_heads, d_head, dtype in ((1, 1, 1, 8, torch.float32), (3, 7, 2, 16, torch.bfloat16)):
         shape, width = (s_text, kv_heads, d_head), torch.empty((), dtype=dtype).element_size()
         cond = _condition(layers, shape, dtype)
-        want, got = 2 * layers * s_text * kv_heads * d_head * width, int(kv_bytes(cond))
+        want, got = 2 * layers * s_text * kv_heads * d_head * width, int(call(kv_bytes, cond))
         size = f"{layers} layers of k and v {list(shape)} in {dtype}"
         expect(got != want // 2, f"only half of {size} was counted: {got} bytes, expected {want}; there are keys and values")
         expect(got != want // layers or layers == 1, f"only one layer of {size} was counted: {got} bytes, expected {want}")
@@ -69,7 +69,7 @@ def tokens_of_a_frame(frame_tokens: Callable[[TokenLayout, int], slice]) -> None
     for layout in (TokenLayout(54, (9, 12, 12), 2, 52), TokenLayout(8, (3, 5, 6), 2, 0), TokenLayout(8, (2, 3, 4), 1, 5)):
         grid = torch.arange(layout.n_video).unflatten(0, layout.video_grid)
         for frame in range(layout.video_grid[0]):
-            found = torch.arange(layout.s_gen)[frame_tokens(layout, frame)].tolist()
+            found = torch.arange(layout.s_gen)[call(frame_tokens, layout, frame)].tolist()
             want = grid[frame].flatten().tolist()
             where = f"latent frame {frame} of {layout}"
             expect(
@@ -93,7 +93,7 @@ def early_exit(velocity_after: Callable[..., Latents]) -> None:
     tokens = embed_gen_tokens(transformer, latents, 700)
     full = predict_velocity(transformer, latents, 700, cond)
     for layers in (SMALL.num_hidden_layers, 0, 1):
-        found = velocity_after(transformer, latents, 700, cond, layers)
+        found = call(velocity_after, transformer, latents, 700, cond, layers)
         expect(isinstance(found, Latents), f"it gives {_kind(found)}, expected Latents, as project_velocity does")
         want = project_velocity(transformer, run_gen_layers(transformer, tokens, cond, stop=layers), cond.layout)
         name = "all layers" if layers == SMALL.num_hidden_layers else f"{layers} layers"
