@@ -25,7 +25,6 @@ from cosmos3_lab.figure_style import (
     dress,
     new_figure,
     pick_evenly,
-    symmetric_limit,
 )
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput
@@ -110,8 +109,8 @@ def latents_picture(shown: Mapping[str, Latents]) -> "LabFigure":
     films = {name: _frames(latents.video, picked) for name, latents in shown.items()}
     basis = false_colour_basis(list(films.values())[-1])
     tall = strip_height(h, w, len(picked))
-    sounds = {name: np.nan_to_num(as_array(latents.sound[0])) for name, latents in shown.items() if latents.sound is not None}
-    limits = {name: symmetric_limit(np.percentile(np.abs(sound), 99)) for name, sound in sounds.items()}
+    sounds = {name: finite(latents.sound[0]) for name, latents in shown.items() if latents.sound is not None}
+    limits = {name: float(np.percentile(np.abs(sound), 99)) or 1.0 for name, sound in sounds.items()}
     labels = {name: f"{name}\nsound \u00b1{limit:.2g}" for name, limit in limits.items()}
     of = "all" if len(picked) == t else f"{len(picked)} of"
     title = f"{of} {t} latent frames, false colours" + ("; sound latents, a row for each channel" if sounds else "")
@@ -128,9 +127,14 @@ def latents_picture(shown: Mapping[str, Latents]) -> "LabFigure":
 
 
 def _frames(video: Float[Tensor, "b c t h w"], picked: Sequence[int]) -> Float[np.ndarray, "n h w c"]:
-    """Some frames of the first sample, on the CPU; other numbers than finite ones become 0."""
-    few = video[0, :, list(picked)].detach()
-    return np.nan_to_num(as_array(rearrange(few.float(), "c n h w -> n h w c")))
+    """Some frames of the first sample, on the CPU."""
+    return finite(rearrange(video[0, :, list(picked)], "c n h w -> n h w c"))
+
+
+def finite(values: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
+    """On the CPU, with 0 where a value is infinite or not a number."""
+    array = as_array(values)
+    return np.where(np.isfinite(array), array, 0)
 
 
 def false_colour_basis(frames: Float[np.ndarray, "n h w c"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -239,7 +243,7 @@ def clip_picture(output: Cosmos3GenerationOutput) -> "LabFigure":
         stack.axes["sound"].set_xlim(0, seconds / wide)
     if has_sound or moves:
         _clock(list(stack.axes.values())[-1], seconds, wide, has_sound=has_sound)
-    describe(stack.figure, of + (", and the spectrogram of the sound" if has_sound else ""))
+    describe(stack.figure, f"The clip: {of}" + (", and the spectrogram of the sound" if has_sound else ""))
     return stack.figure
 
 
