@@ -5,6 +5,7 @@ Read next: `step_widgets.py`.
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 
 from cosmos3_lab.denoise import StepRecord
-from cosmos3_lab.figure_style import STYLE, add_colour_bar, as_array, dress_picture, new_figure, pick_evenly
+from cosmos3_lab.figure_style import STYLE, as_array, dress_colour_bar, dress_picture, new_figure, pick_evenly
 from cosmos3_lab.latent_figures import filmstrip_of_x0, plot_latent_channels
 from cosmos3_lab.preview import LatentPreview
 from cosmos3_lab.widget_parts import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 NAMES = {"x0": "x0 (predicted)", "sample": "sample (noisy)", "velocity": "velocity (guided)"}
 SHOWN = 0.995  # share of the values that the colour scale tells apart; a few outliers would make the rest pale
+# The layout, in inches: where the large pictures begin, how wide they are, how tall the strip of frames is.
+LEFT, LEFT_OF_TWO, SIDE, FILM = (0.1, 3.85, 6.95), (1.4, 5.65), 2.95, 1.2
 STEPS_HELD = 4  # steps whose arrays stay in memory
 
 
@@ -76,7 +79,7 @@ def _build(records: list[StepRecord], preview: LatentPreview | None) -> "Widget"
     channels, frames = first.x0.video.shape[1:3]
     steps, scrub, link = step_controls(records)
     kinds = ["x0"] + ([] if first.velocity is None else ["sample", "velocity"])
-    kind_row, what = buttons("show", [(NAMES[k], k) for k in kinds], "x0")
+    kind_row, what = buttons("show", [(k, k) for k in kinds], "x0")
     frame = slider("frame", 0, frames - 1, 0)
     channel = slider("channel", 0, channels - 1, 0)
     picture, words = box.Picture(), line()
@@ -123,22 +126,29 @@ class _Panes:
         from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
 
         channels, frames, height, width = array.shape
-        figure = new_figure(10.0, 4.9)
-        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
-        ratios = (1.18, 1, 1) if in_colour else (1.18, 1)  # the first has a colour bar
-        grid = figure.add_gridspec(2, len(ratios), height_ratios=(3.4, 1), width_ratios=ratios)
-        large, many, film = (figure.add_subplot(place, axes_class=LabAxes) for place in (grid[0, 0], grid[0, -1], grid[1, :]))
+        side = SIDE, SIDE * min(1, height / width)
+        size = 10.0, side[1] + FILM + 0.62
+        figure = new_figure(*size, constrained=False)
+
+        def place(left: float, bottom: float, wide: float, tall: float) -> LabAxes:  # in inches
+            box = (left / size[0], bottom / size[1], wide / size[0], tall / size[1])
+            return figure.add_axes(box, axes_class=LabAxes, anchor="N")
+
+        left = LEFT if in_colour else LEFT_OF_TWO
+        large, many = place(left[0], FILM + 0.34, *side), place(left[-1], FILM + 0.34, *side)
+        film = place(0.1, 0.08, 9.8, FILM)
         self.frames = pick_evenly(frames, 12)
         signed = {"cmap": STYLE["signed"], "vmin": -1, "vmax": 1}
         self.large = large.imshow(array[0, 0], interpolation="nearest", **signed)
-        self.bar = add_colour_bar(self.large, [large], "latent value", pad=0.02, aspect=22, shrink=0.8, extend="both")
+        self.bar = figure.colorbar(self.large, cax=large.inset_axes((1.02, 0, 0.04, 1)), extend="both")
+        dress_colour_bar(self.bar, "latent value")
         dress_picture(large, title=" ")
         self.rgb = None
         if in_colour:
-            rgb = figure.add_subplot(grid[0, 1], axes_class=LabAxes)
+            rgb = place(LEFT[1], FILM + 0.34, *side)
             self.rgb = rgb.imshow(np.zeros((height, width, 3)), interpolation="nearest")
             dress_picture(rgb, title=" ")
-        self.many = Mosaic(many, array[:, 0], columns=_columns(channels, height, width), **signed)
+        self.many = Mosaic(many, array[:, 0], columns=ceil(channels**0.5), **signed)
         dress_picture(many, title="all channels of this frame")
         many.spines[:].set_visible(False)
         shown = np.zeros((len(self.frames), height, width, 3)) if in_colour else array[0, self.frames]
@@ -171,8 +181,3 @@ class _Panes:
         if self.rgb is not None:
             self.rgb.set_data(colours[frame])
             self.rgb.axes.title.set_text(f"frame {frame} in colours" + (", of x0" if name == NAMES["velocity"] else ""))
-
-
-def _columns(count: int, height: int, width: int) -> int:
-    """Of a grid about as wide as it is tall."""
-    return max(1, min(count, round((count * height / width) ** 0.5)))

@@ -19,6 +19,7 @@ from cosmos3_lab.preview import latent_preview
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, spectrogram_db
 from cosmos3_lab.sound_widgets import player, wav_bytes
+from cosmos3_lab.step_widgets import step_marker
 from cosmos3_lab.widget_parts import check_records, has_front_end, lab_box, line, on_change, row, say, step_controls, step_words
 
 if TYPE_CHECKING:
@@ -126,10 +127,9 @@ class _Panes:
 def _draw_sigma(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     look = {"color": VIDEO, "marker": "o", "markersize": 4, "linewidth": 1.5}
     ax.plot([record.index for record in records], [record.sigma for record in records], **look)
-    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylim(0, 1.05)
     dress(ax, title="Noise level", x="step", y=r"$\sigma$", grid="both")
-    return ax.axvline(0, color=STYLE["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
+    return step_marker(ax, records)
 
 
 def _draw_levels(ax: "Axes", levels: np.ndarray, seconds: float, sample_rate: int) -> "AxesImage":

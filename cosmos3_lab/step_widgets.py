@@ -103,7 +103,6 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
         left.plot(indices, [record.rms[f"{name}.guidance"] for record in records], label=name, **LOOKS[name])
     dress(left, title="Over the steps", x="step", y=r"rms of $v_{cond} - v_{uncond}$", grid="both")
     left.set_ylim(bottom=0)
-    left.xaxis.get_major_locator().set_params(integer=True)
     dress_legend(left)
     _fill_legend(left)
     curves = {}
@@ -113,7 +112,7 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
         (curves[name],) = right.plot((np.arange(count) + 0.5) / count, values[0], **look)
     dress(right, title="Over the clip, at this step", x="share of the clip's time", y="rms", grid="both")
     right.set(xlim=(0, 1))
-    mark = _marker(left)
+    mark = step_marker(left, records)
     moving = MovingFigure(figure, [tiles.image, bar.ax, mark, left.get_legend(), right])
 
     def redraw() -> None:
@@ -204,11 +203,10 @@ def _draw_moves(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
             if np.isfinite(values).any():
                 ax.plot(indices, values, label=f"{name}, {part}", **LOOKS[name] | {"markerfacecolor": face})
     ax.set_yscale("log")
-    ax.xaxis.get_major_locator().set_params(integer=True)
     dress(ax, title="How far the sample moves", x="step", y="rms of the move", grid="both")
     dress_legend(ax, ncols=2, loc="upper left")
     _fill_legend(ax)
-    return _marker(ax)
+    return step_marker(ax, records)
 
 
 def _draw_orders(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
@@ -217,11 +215,10 @@ def _draw_orders(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     ax.step(indices, [r.corrector_order for r in records], where="mid", color=SOUND, linestyle="--", label="corrector")
     ax.set(yticks=range(max(r.order for r in records) + 1))
     ax.set_ylim(-0.25, ax.get_yticks()[-1] + 0.6)
-    ax.xaxis.get_major_locator().set_params(integer=True)
     dress(ax, title="Order", x="step", grid="y")
     dress_legend(ax, ncols=2, loc="upper left")
     _fill_legend(ax)
-    return _marker(ax)
+    return step_marker(ax, records)
 
 
 def _solver_words(record: StepRecord) -> str:
@@ -248,7 +245,7 @@ def _amount_bar(tiles: "Mosaic") -> "Colorbar":
     """A colour bar with three numbers, whose width does not depend on what they are."""
     from matplotlib.ticker import LinearLocator
 
-    tiles.image.set_clim(0, 0.0012)  # as wide as numbers get, while the room is laid out
+    tiles.image.set_clim(0, 0.00116)  # numbers as wide as they get, while the room is laid out
     look = {"ticks": LinearLocator(3), "format": lambda value, place: f"{value:.2g}"}
     return add_colour_bar(tiles.image, [tiles.ax], "rms over C", pad=0.01, aspect=10, **look)
 
@@ -260,6 +257,13 @@ def _fill_legend(ax: "Axes") -> None:
     ax.get_legend().set_frame_on(True)
 
 
-def _marker(ax: "Axes") -> "Line2D":
-    """A vertical line that will stand at the step shown."""
+def step_marker(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
+    """A vertical line that will stand at the step shown, on an axis of whole steps.
+
+    Args:
+        ax: with steps from left to right.
+        records: of the steps.
+    """
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlim(records[0].index - 0.5, records[-1].index + 0.5)
     return ax.axvline(0, color=STYLE["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
