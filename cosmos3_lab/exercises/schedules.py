@@ -3,8 +3,6 @@
 Read next: `towers.py`, the exercises of notebook 04.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from cosmos3_lab.exercises.framework import call, exercise, expect
@@ -15,11 +13,11 @@ ENDS = (0.999, 0.1)  # first and last sigma above 0
 
 
 @exercise("03.1", hint="The formula stands above the figure of the shift: s times x, over 1 + (s - 1) times x.")
-def shift(answer: Callable[[float, float], float]) -> None:
+def shift(answer: object) -> None:
     """Both ends stay, and all between moves towards noise."""
     for s in (1.0, 5.0, 10.0):
         ends = [float(call(answer, s, x)) for x in (0.0, 1.0)]
-        expect(ends == [0.0, 1.0], f"with s = {s:g} the ends 0 and 1 became {ends}, expected them to stay.")
+        expect(abs(ends[0]) + abs(ends[1] - 1) < 1e-6, f"with s = {s:g} the ends 0 and 1 became {ends}, expected them to stay.")
     same = float(call(answer, 1.0, 0.3))
     expect(abs(same - 0.3) < 1e-6, f"s = 1 moved 0.3 to {same:g}, expected it to stay.")
     middle = float(call(answer, 10.0, 0.5))
@@ -30,7 +28,7 @@ def shift(answer: Callable[[float, float], float]) -> None:
 
 
 @exercise("03.2", hint="Solve 2 * log((1 - sigma) / sigma) = value for sigma; torch.sigmoid is 1 / (1 + exp(-x)).")
-def sigma_of(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def sigma_of(answer: object) -> None:
     """A noise level for every log-SNR; as much signal as noise is sigma = 1/2."""
     values = torch.tensor([-6.0, -1.0, 0.0, 1.0, 6.0], dtype=torch.float64)
     found = torch.as_tensor(call(answer, values))
@@ -46,7 +44,7 @@ def sigma_of(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
 
 
 @exercise("03.3", hint="torch.linspace from log_snr(0.999) to log_snr(0.1), back to sigma as in 03.2, then a 0 at the end.")
-def even_in_log_snr(answer: Schedule) -> None:
+def even_in_log_snr(answer: object) -> None:
     """Equal steps on UniPC's clock; hand it to generate(..., schedule=...) and see what it does to a clip."""
     expect(isinstance(answer, Schedule), f"got {type(answer).__name__}, expected a Schedule(sigmas, timesteps).")
     n = answer.num_steps
