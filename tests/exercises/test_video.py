@@ -114,6 +114,10 @@ def test_other_requests_are_told_what_is_wrong(changes, says):
     assert says in verdict.message
 
 
+def test_something_else_is_no_request():
+    assert "got str, expected a Cosmos3T2VRequest" in check("08.3", "a still image").message
+
+
 @pytest.mark.parametrize("name", ["08.1", "08.2", "08.3"])
 def test_no_answer_is_no_mistake(name):
     assert "nothing was given yet" in check(name, None).message
