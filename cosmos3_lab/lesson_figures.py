@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,7 +37,9 @@ AXES = ("time", "row", "column")
 MOST_MARKERS = 40  # of a curve; more would run into each other
 
 
-def plot_parts(parts: Mapping[str, Mapping[str, float]], *, x: str = "million parameters", ax: "Axes | None" = None) -> "Axes":
+def plot_parts(
+    parts: Mapping[str, Mapping[str, float | int]], *, x: str = "million parameters", ax: "Axes | None" = None
+) -> "Axes":
     """Bars that are made of parts, such as the parameters of each tower.
 
     Args:
@@ -119,7 +122,7 @@ def plot_token_sequence(layout: TokenLayout, *, ax: "Axes | None" = None) -> "Ax
 
 
 def plot_positions(
-    text: Float[Tensor, "3 s_text"], media: Float[Tensor, "3 s_gen"], layout: TokenLayout, *, start: float
+    text: Float[Tensor, "3 s_text"], media: Float[Tensor, "3 s_gen"], layout: TokenLayout, *, start: int
 ) -> "Figure":
     """Time, row and column of text tokens, of the first media tokens, and where sound and video stand on the time axis.
 
@@ -153,7 +156,7 @@ def plot_positions(
 
 
 def plot_curves(
-    curves: Mapping[str, tuple[Sequence[float] | Numbers, Sequence[float] | Numbers]],
+    curves: Mapping[str, tuple[Sequence[float | int] | Numbers, Sequence[float | int] | Numbers]],
     *,
     title: str = "",
     x: str = "",
@@ -177,7 +180,7 @@ def plot_curves(
     ax = axes_or_new(ax, 8.0, 3.4)
     for (name, (xs, ys)), look in zip(curves.items(), CURVES, strict=False):
         marker = look["marker"] if len(xs) <= MOST_MARKERS else ""
-        ax.plot(as_array(xs), as_array(ys), label=name, **look | {"marker": marker})
+        ax.plot(*(as_array(torch.as_tensor(values)) for values in (xs, ys)), label=name, **look | {"marker": marker})
     dress(ax, title=title, x=x, y=y, grid="both")
     if log:
         ax.set(xscale="log", yscale="log")
