@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cosmos3_lab.figure_canvas import LabFigure
 
 Row = tuple[str, object, str]  # name of a field, its value, what it means
-TensorRow = tuple[str, Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."], str]
+Values = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+TensorRow = tuple[str, Values, str]
 STATISTICS = ("mean", "std", "min", "max")
 
 MONO = "font-family: var(--jp-code-font-family, monospace)"
@@ -58,14 +59,14 @@ def field_table(rows: Sequence[Row]) -> str:
     return _table(("field", "value", "meaning"), body)
 
 
-def tensor_table(rows: Sequence[TensorRow], *, note: str = "") -> str:
+def tensor_table(rows: Sequence[TensorRow], *, samples: Mapping[str, Values] | None = None) -> str:
     """Name, shape, dtype, statistics, meaning.
 
     Args:
         rows: tensors on any device, of any real dtype.
-        note: above the table.
+        samples: by name, a part of a tensor that is too large to be measured whole.
     """
-    measured = statistics([values for _, values, _ in rows])
+    measured = statistics([(samples or {}).get(name, values) for name, values, _ in rows])
     body = []
     for (name, values, meaning), numbers in zip(rows, measured, strict=True):
         cells = "".join(f'<td style="{NUMBER}">{number_text(number)}</td>' for number in numbers)
@@ -73,8 +74,7 @@ def tensor_table(rows: Sequence[TensorRow], *, note: str = "") -> str:
             f'<tr><th scope="row" style="{NAME}">{escape(name)}</th><td style="{NAME}">{list(values.shape)}</td>'
             f'<td style="{NAME}">{dtype_text(values)}</td>{cells}<td style="{SOFT}">{escape(meaning)}</td></tr>'
         )
-    above = f'<div style="margin-top: 0.4em">{escape(note)}</div>' if note else ""
-    return above + _table(("tensor", "shape", "dtype", *STATISTICS, "meaning"), body, numbers=STATISTICS)
+    return _table(("tensor", "shape", "dtype", *STATISTICS, "meaning"), body, numbers=STATISTICS)
 
 
 def number_table(
@@ -175,9 +175,7 @@ def dtype_text(values: Tensor | np.ndarray) -> str:
     return str(values.dtype).removeprefix("torch.") + ("" if device == "cpu" else f", {device}")
 
 
-def statistics(
-    tensors: Sequence[Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]],
-) -> list[tuple[float, float, float, float]]:
+def statistics(tensors: Sequence[Values]) -> list[tuple[float, float, float, float]]:
     """Mean, standard deviation (of these values, not an estimate), minimum and maximum of each, in one transfer a device.
 
     Args:

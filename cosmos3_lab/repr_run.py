@@ -167,10 +167,10 @@ def _output_table(output: Cosmos3GenerationOutput) -> str:
         fields.append(("waveform", None, "a silent clip"))
     some = _some_frames(output.frames)
     word = "" if len(some) == len(output.frames) else f" (statistics of {len(some)} frames)"
-    tensors: list[TensorRow] = [("frames", some, f"RGB: frames, rows, columns, colours{word}")]
+    tensors: list[TensorRow] = [("frames", output.frames, f"RGB: frames, rows, columns, colours{word}")]
     if output.waveform is not None:
         tensors.append(("waveform", output.waveform, "channels, samples; \u22121 to 1"))
-    return tensor_table(tensors) + field_table(fields)
+    return tensor_table(tensors, samples={"frames": some}) + field_table(fields)
 
 
 def _some_frames(frames: np.ndarray) -> np.ndarray:

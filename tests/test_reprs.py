@@ -14,6 +14,7 @@ from torch import Tensor
 
 import cosmos3_lab
 from cosmos3_lab import (
+    Cosmos3GenerationOutput,
     Cosmos3TokenizedPrompt,
     Latents,
     Schedule,
@@ -383,6 +384,16 @@ def test_a_clip_shows_the_frames_that_are_on_screen(records):
     assert figure.axes[1].get_xlim() == pytest.approx((0, 9 / output.fps))
     long = dataclasses.replace(output, frames=np.arange(90, dtype=np.uint8)[:, None, None, None].repeat(3, -1), waveform=None)
     assert [int(image[0, 0, 0]) for image in images(clip_picture(long).axes[0])] == [5, 15, 25, 35, 45, 55, 65, 75, 85]
+
+
+def test_of_a_large_clip_some_frames_are_measured():
+    frames = np.zeros((9, 720, 1280, 3), np.uint8)
+    frames[::7] = 4  # the first and the eighth
+    shown = page(Cosmos3GenerationOutput(frames, 24.0))
+    row = shown.row("frames")
+    assert row[0] == "[9, 720, 1280, 3]"
+    assert row[2:6] == ["4", "0", "4", "4"]  # the others are not looked at
+    assert row[-1].endswith("(statistics of 2 frames)")
 
 
 def test_a_schedule_is_drawn_as_it_is():
