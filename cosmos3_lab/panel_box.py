@@ -42,8 +42,8 @@ DOING = {
     "saving": "Writing the mp4",
     "stopping": "Stopping",
 }
-FIELD_WIDTH = "190px"
-NARROW = {"description_width": "70px"}
+FIELD_WIDTH = "172px"  # four stand side by side beside an open file browser
+NARROW = {"description_width": "66px"}
 
 
 class GenerationPanel(LabBox):
@@ -60,10 +60,10 @@ class GenerationPanel(LabBox):
         size, words = describe_starting_size(models)
         self.settings = _settings(models, size)
         self.run, self.stop, self.resume = _buttons()
-        self.bar = IntProgress(max=1, layout={"width": "100%", "margin": "4px 0 0 0"})
+        self.bar = IntProgress(max=1, layout={"width": "100%", "height": "18px", "margin": "6px 0 0 0"})
         self.line, self.player, self.film, self.spectrogram = (HTML(layout={"margin": "0"}) for _ in range(4))
         self._preview: LatentPreview | None = None
-        self._look_seconds = 0.0
+        self._look_seconds, self._warm = 0.0, False
         self._gone = False
         self.run.on_click(self._run)
         self.stop.on_click(self._stop)
@@ -144,13 +144,17 @@ class GenerationPanel(LabBox):
         self.film.value = film_html(self._preview.pixels(record.x0.video), f"Video {when}: x0, latent frames in preview colours")
         if record.x0.sound is not None:
             waveform = decode_sound(self.models.avae, record.x0.sound)[0].cpu().numpy()
-            self.spectrogram.value = spectrogram_html(waveform, self.models.media.sampling_rate, f"Sound {when}: decoded x0")
-        self._look_seconds += time.perf_counter() - begin
+            self.spectrogram.value = spectrogram_html(
+                waveform, self.models.media.sampling_rate, f"Sound {when}: decoded x0, in Hz"
+            )
+        if self._warm:  # the first look of all loads what the others use
+            self._look_seconds += time.perf_counter() - begin
+        self._warm = True
 
     def _show_result(self, run: Generation) -> None:
         self.player.value = player_html(run.path, run.manifest["prompt"], run.manifest["height"], run.manifest["width"])
         if run.output.waveform is not None:
-            self.spectrogram.value = spectrogram_html(run.output.waveform, run.output.sample_rate, "Sound of the clip")
+            self.spectrogram.value = spectrogram_html(run.output.waveform, run.output.sample_rate, "Sound of the clip, in Hz")
 
     # -------------------------------------------------------------------------------------------------------- paint
 
@@ -158,9 +162,14 @@ class GenerationPanel(LabBox):
         job, run = self.job, self.job.result
         self.run.disabled, self.resume.disabled = job.running, not job.can_resume
         self.stop.disabled = job.stopping or job.phase in ("idle", "saving")
+        for button, style in ((self.run, "primary"), (self.stop, "warning")):
+            button.button_style = "" if button.disabled else style
         if run is not None and job.phase != "preparing":
             self.bar.max, self.bar.value = run.inputs.schedule.num_steps, run.state.step_index
-        self.bar.bar_style = "danger" if job.error else "info" if job.running or job.can_resume or run is None else "success"
+        done = run is not None and run.path is not None
+        self.bar.bar_style = "success" if done and not job.running else "info"
+        if job.error and (done or run is None):
+            self.bar.value = 0  # the new run did not begin
         self.line.value = line_html(error_words(job.error), alarm=True) if job.error else line_html(run_words(job))
 
     def _clear_pictures(self, height: int, width: int, *, sound: bool = True) -> None:
@@ -174,11 +183,21 @@ class GenerationPanel(LabBox):
         fields = self.settings
         sizes = row(*(fields[name] for name in ("num_frames", "height", "width", "num_inference_steps")))
         others = row(*(fields[name] for name in ("guidance_scale", "seed", "preset", "with_sound")))
-        seen = VBox([self.film, self.spectrogram], layout={"flex": "1 1 420px", "grid_gap": "10px"})
-        pictures = HBox([self.player, seen], layout={"flex_flow": "row wrap", "grid_gap": "12px 20px", "margin": "6px 0 0 0"})
-        hint = HTML(line_html(words))
+        self.spectrogram.layout.flex = "1 1 380px"
+        pictures = HBox([self.player, self.spectrogram], layout={"flex_flow": "row wrap", "grid_gap": "12px 20px"})
+        hint = HTML(line_html(words), layout={"margin": "2px 0 6px 6px"})
         buttons = row(self.run, self.stop, self.resume)
-        return [fields["prompt"], fields["example"], sizes, others, hint, buttons, self.bar, self.line, pictures]
+        return [
+            fields["prompt"],
+            fields["example"],
+            sizes,
+            others,
+            hint,
+            buttons,
+            self.bar,
+            self.line,
+            VBox([self.film, pictures], layout={"grid_gap": "10px"}),
+        ]
 
 
 def run_words(job: Job) -> str:
@@ -223,7 +242,7 @@ def _settings(models: Cosmos3Models, size: dict[str, int | float]) -> dict[str, 
     d = models.defaults
     examples = d.example_prompts
     fields = {
-        "prompt": Textarea(examples[0], description="Prompt", rows=2, layout={"width": "100%"}, style=NARROW),
+        "prompt": Textarea(examples[0], description="Prompt", rows=2, layout={"width": "auto"}, style=NARROW),
         "example": Dropdown(
             options=[("pick one to fill the prompt", ""), *((e, e) for e in examples)],
             description="Examples",
@@ -237,10 +256,10 @@ def _settings(models: Cosmos3Models, size: dict[str, int | float]) -> dict[str, 
         "guidance_scale": FloatText(d.guidance_scale, description="Guidance", step=0.5),
         "seed": IntText(42, description="Seed"),
         "preset": Dropdown(options=list(PRESETS), value=d.preset, description="Preset"),
-        "with_sound": Checkbox(models.avae is not None, description="Sound", disabled=models.avae is None, indent=False),
+        "with_sound": Checkbox(models.avae is not None, description="Sound", disabled=models.avae is None),
     }
     for name, field in fields.items():
-        if name not in ("prompt", "example", "with_sound"):
+        if name not in ("prompt", "example"):
             field.layout, field.style = {"width": FIELD_WIDTH}, NARROW
     fields["example"].observe(lambda change: _fill(fields["prompt"], change.new), names="value")
     return fields
@@ -254,11 +273,10 @@ def _fill(prompt: Textarea, text: str) -> None:
 def _buttons() -> tuple[Button, Button, Button]:
     """Run, Stop and Resume."""
     looks = {
-        "Run": ("play", "primary", "Start a new run with the settings above"),
-        "Stop": ("stop", "warning", "End the run after the step under way, and keep what was computed"),
-        "Resume": ("step-forward", "", "Go on with the run that was stopped, with its own settings"),
+        "Run": ("play", "Start a new run with the settings above"),
+        "Stop": ("stop", "End the run after the step under way, and keep what was computed"),
+        "Resume": ("step-forward", "Go on with the run that was stopped, with its own settings"),
     }
     return tuple(
-        Button(description=name, icon=icon, button_style=style, tooltip=tooltip, layout={"width": "110px"})
-        for name, (icon, style, tooltip) in looks.items()
+        Button(description=name, icon=icon, tooltip=tooltip, layout={"width": "110px"}) for name, (icon, tooltip) in looks.items()
     )

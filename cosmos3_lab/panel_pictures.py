@@ -22,7 +22,7 @@ SOFT_INK = "color: var(--jp-ui-font-color2, inherit)"
 EMPTY = "background: var(--jp-layout-color2, rgba(128, 128, 128, 0.12))"
 PIXELS = "image-rendering: pixelated"
 SMALL = "font-size: 12px; line-height: 16px"
-FILM_HEIGHT, SPECTROGRAM_HEIGHT, CAPTION_HEIGHT = 80, 120, 18  # CSS pixels
+FILM_HEIGHT, SPECTROGRAM_HEIGHT, CAPTION_HEIGHT = 84, 284, 18  # CSS pixels
 PLAYER_AREA = 320 * 320
 
 
@@ -33,7 +33,8 @@ def film_html(frames: Float[np.ndarray, "frames height width 3"], caption: str) 
         frames: in [0, 1].
         caption: above them.
     """
-    look = f"flex: 1 1 0; min-width: 0; max-width: {FILM_HEIGHT}px; max-height: {FILM_HEIGHT}px; object-fit: contain"
+    widest = round(FILM_HEIGHT * frames.shape[2] / frames.shape[1])
+    look = f"flex: 1 1 0; min-width: 0; max-width: {widest}px; max-height: {FILM_HEIGHT}px; object-fit: contain"
     cells = "".join(
         f'<img alt="frame {index}" decoding="sync" src="{_data_url(frames[index])}" style="{look}; {PIXELS}">'
         for index in pick_evenly(len(frames), FRAMES)
