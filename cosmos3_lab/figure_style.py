@@ -215,7 +215,7 @@ def dress_colour_bar(bar: "Colorbar", label: str) -> None:
         label: with the unit.
     """
     bar.set_label(label, color=STYLE["ink"], fontsize=STYLE["text_size"])
-    bar.ax.tick_params(color=STYLE["soft_ink"], labelcolor=STYLE["ink"], labelsize=STYLE["text_size"] - 1)
+    bar.ax.tick_params(which="both", color=STYLE["soft_ink"], labelcolor=STYLE["ink"], labelsize=STYLE["text_size"] - 1)
     bar.outline.set(edgecolor=STYLE["soft_ink"], linewidth=0.8)
 
 

@@ -19,7 +19,7 @@ from cosmos3_lab.latent_figures import (
 )
 from cosmos3_lab.lesson_figures import plot_curves, plot_parts, plot_positions, plot_token_change, plot_token_sequence
 from cosmos3_lab.schedule_figures import plot_noise_levels, plot_schedules, plot_stage_times, plot_tokens
-from cosmos3_lab.sound_figures import plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
+from cosmos3_lab.sound_figures import plot_sound, plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
 from cosmos3_lab.step_figures import guidance_map, plot_guidance, plot_trajectory, plot_unipc
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "plot_parts",
     "plot_positions",
     "plot_schedules",
+    "plot_sound",
     "plot_sound_latents",
     "plot_spectrogram",
     "plot_stage_times",

@@ -103,7 +103,12 @@ def plot_token_sequence(layout: TokenLayout, *, ax: "Axes | None" = None) -> "Ax
     Args:
         layout: token counts.
         ax: to draw on.
+
+    Raises:
+        ValueError: the layout has no video.
     """
+    if layout.n_video == 0:
+        raise ValueError(f"got a layout without video tokens ({layout}), expected at least one latent frame")
     ax, frames = axes_or_new(ax, 10.0, 1.5), layout.video_grid[0]
     per_frame, start = layout.n_video // frames, layout.s_text
     video = [(start + f * per_frame, per_frame) for f in range(frames)]
@@ -131,7 +136,13 @@ def plot_positions(
         media: from `media_position_ids`.
         layout: token counts.
         start: M, which is subtracted from times.
+
+    Raises:
+        ValueError: there are not as many positions as the layout has tokens.
     """
+    if (text.shape[1], media.shape[1]) != (layout.s_text, layout.s_gen):
+        found, wanted = f"{text.shape[1]} and {media.shape[1]}", f"{layout.s_text} and {layout.s_gen}"
+        raise ValueError(f"got {found} positions of text and media, expected {wanted}, as the layout says")
     figure, panels = new_panels(1, 3, 10.0, 3.3, width_ratios=(1, 1.5, 1.3))
     at_text, between, at_time = panels[0]
     per_frame = layout.n_video // layout.video_grid[0]

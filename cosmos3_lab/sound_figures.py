@@ -24,6 +24,7 @@ from cosmos3_lab.figure_style import (
     dress,
     dress_colour_bar,
     new_figure,
+    new_panels,
     symmetric_limit,
     with_shape,
 )
@@ -136,6 +137,24 @@ def _draw_spectrogram(waveform: Numbers, sample_rate: int, scale: Scale, ax: "Ax
     dress(ax, y="frequency (kHz)" if scale == "linear" else "frequency (Hz, mel)")
     describe(ax, f"Spectrogram of {np.shape(waveform)[-1] / sample_rate:.2f} s of sound, {scale} frequency axis")
     return image
+
+
+def plot_sound(waveform: Numbers, sample_rate: int, *, scale: Scale = "mel") -> "Figure":
+    """Waveform and spectrogram on one time axis.
+
+    Args:
+        waveform: `[channels, samples]` in [-1, 1].
+        sample_rate: in Hz.
+        scale: of the frequency axis, "linear" or "mel".
+
+    Raises:
+        ValueError: another shape, or no such scale.
+    """
+    figure, ((above,), (below,)) = new_panels(2, 1, 10.0, 4.6, sharex=True, height_ratios=(1, 1.5))
+    plot_waveform(waveform, sample_rate, ax=above)
+    above.set_xlabel("")
+    plot_spectrogram(waveform, sample_rate, scale=scale, ax=below)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------ waveform, latents

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cosmos3_lab.figure_style import Numbers, new_figure, with_shape
-from cosmos3_lab.sound_figures import plot_spectrogram, plot_waveform
+from cosmos3_lab.figure_style import Numbers, with_shape
+from cosmos3_lab.sound_figures import plot_sound
 from cosmos3_lab.widget_parts import buttons, has_front_end, ipywidgets, lab_box, line, on_change, row, say
 
 if TYPE_CHECKING:
@@ -34,18 +34,7 @@ def sound_view(waveform: Numbers, sample_rate: int) -> "Widget | Figure":
     array = with_shape("a waveform", waveform, "channels samples")
     if not np.isfinite(array).all() or not sample_rate > 0:
         raise ValueError(f"got a sample_rate of {sample_rate} or a waveform that is not finite, expected Hz and finite numbers")
-    return _build(array, int(sample_rate)) if has_front_end() else _draw(array, int(sample_rate), "mel")
-
-
-def _draw(array: np.ndarray, sample_rate: int, scale: str) -> "Figure":
-    from cosmos3_lab.figure_canvas import LabAxes
-
-    figure = new_figure(10.0, 4.6)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5), subplot_kw={"axes_class": LabAxes})
-    plot_waveform(array, sample_rate, ax=above)
-    above.set_xlabel("")
-    plot_spectrogram(array, sample_rate, scale=scale, ax=below)
-    return figure
+    return _build(array, int(sample_rate)) if has_front_end() else plot_sound(array, int(sample_rate))
 
 
 def _build(array: np.ndarray, sample_rate: int) -> "Widget":
@@ -67,7 +56,7 @@ def _build(array: np.ndarray, sample_rate: int) -> "Widget":
     )
     audio, picture, words = player(), box.Picture(), line()
     audio.value = wav_bytes(array, sample_rate)
-    figures = {name: _draw(array, sample_rate, name) for _, name in SCALES}
+    figures = {name: plot_sound(array, sample_rate, scale=name) for _, name in SCALES}
     drawn = {name: MovingFigure(figure, figure.axes[:2]) for name, figure in figures.items()}
 
     def redraw() -> None:

@@ -26,10 +26,13 @@ from cosmos3_lab import (
     token_table,
 )
 from cosmos3_lab.figure_style import COLOURS, as_array, describe, pick_evenly, with_shape
+from cosmos3_lab.positions import TokenLayout, compute_mrope_position_ids_text
 from cosmos3_lab.preview import fit_latent_preview
 from cosmos3_lab.schedule_figures import CHARACTERS, ROLES, printable
 from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, mel_filters, mel_to_hertz, spectrogram_db
 from cosmos3_lab.step_figures import principal_plane
+from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.transformer import media_position_ids
 
 RATE, STEPS = 16000, 5
 
@@ -509,6 +512,7 @@ BAD = {
     "filmstrip": lambda: figures.filmstrip(np.zeros((3, 5, 8, 8)), fps=4.0),
     "plot_waveform": lambda: figures.plot_waveform(np.zeros(100), RATE),
     "plot_spectrogram": lambda: figures.plot_spectrogram(np.zeros((1, 2, 100)), RATE),
+    "plot_sound": lambda: figures.plot_sound(np.zeros((1, 2, 100)), RATE),
     "plot_sound_latents": lambda: figures.plot_sound_latents(torch.zeros(5, 16)),
     "plot_timeline": lambda: figures.plot_timeline(film(), 4.0, np.zeros((1, 100)), RATE, sound_latents=np.zeros((5, 16))),
 }
@@ -544,6 +548,13 @@ def test_frames_out_of_range_are_refused(run):
 # ------------------------------------------------------------------------------------------------------------- look
 
 
+def position_figures():
+    layout = TokenLayout(5, (3, 4, 4), 2, 7)
+    text, media = compute_mrope_position_ids_text(5), media_position_ids(Cosmos3Config(), layout, 24.0, 25.0)
+    places = figures.plot_positions(text, media, layout, start=15005)
+    return {"plot_positions": places, "plot_token_sequence": figures.plot_token_sequence(layout)}
+
+
 def every_figure(run, preview):
     """Each public function once, on the run."""
     out, records, latents = run.output, run.records, run.latents
@@ -564,8 +575,13 @@ def every_figure(run, preview):
         "plot_trajectory": figures.plot_trajectory(records),
         "plot_waveform": figures.plot_waveform(out.waveform, out.sample_rate),
         "plot_spectrogram": figures.plot_spectrogram(out.waveform, out.sample_rate),
+        "plot_sound": figures.plot_sound(out.waveform, out.sample_rate),
         "plot_sound_latents": figures.plot_sound_latents(latents.sound),
         "plot_timeline": timeline(run, sound_latents=latents.sound),
+        "plot_curves": figures.plot_curves({"a": ([1, 2], [3, 4]), "b": ([1, 2], [2, 9])}, title="Two curves, for the test", x="x", y="y"),
+        "plot_parts": figures.plot_parts({"UND": {"layers": 3.0, "rest": 1.0}, "GEN": {"layers": 3.0, "rest": 0.5}}),
+        "plot_token_change": figures.plot_token_change(np.triu(np.ones((3, 8))), token=1),
+        **position_figures(),
     }
     return {name: value if isinstance(value, Figure) else value.figure for name, value in made.items()}
 

@@ -122,14 +122,15 @@ def test_every_import_is_a_dependency():
     """What the package imports is declared, and what is declared is imported."""
     names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
-    # IPython comes with the lab extra's ipywidgets and jupyterlab
-    names |= {"matplotlib": "matplotlib", "typer": "typer", "IPython": "jupyterlab"}
+    names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow"}
+    lab = {"IPython": "jupyterlab", "ipywidgets": "ipywidgets"}  # the extra; IPython comes with both
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
     third_party = {m for m in found if m not in sys.stdlib_module_names and m != "cosmos3_lab"}
-    assert third_party == set(names)
+    assert third_party == {*names, *lab}
+    assert {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["optional-dependencies"]["lab"]} == set(lab.values())
     declared = {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["dependencies"]}
-    assert declared == set(names.values()) - {"jupyterlab"} | {"jinja2"}  # jinja2 renders the chat template for transformers
+    assert declared == set(names.values()) | {"jinja2"}  # jinja2 renders the chat template for transformers
 
 
 def test_nothing_large_and_no_outputs_in_git():

@@ -172,7 +172,7 @@ def _score(job: Job) -> None:
 
 
 def about(job: Job) -> dict[str, Any]:
-    """What is written beside the weights: settings, last losses, scores, and on what the training ran.
+    """What is written beside the weights: settings, curves, scores, and on what the training ran.
 
     Args:
         job: that is done.
@@ -192,8 +192,8 @@ def about(job: Job) -> dict[str, Any]:
 
 
 def _summary(log: dict[str, Any]) -> dict[str, Any]:
-    last = [row for row in log["curve"] if "loss" in row][-1]
-    return {"steps": log["steps"], "seconds": log["seconds"], "last": last}
+    curve = [{name: float(f"{value:.4g}") for name, value in row.items()} for row in log["curve"] if "loss" in row]
+    return {"steps": log["steps"], "seconds": log["seconds"], "last": curve[-1], "curve": curve[:: max(1, len(curve) // 100)]}
 
 
 def _through_vae(vae: VideoVAE, job: Job) -> list[tuple[str, np.ndarray, None]]:
