@@ -578,7 +578,7 @@ def every_figure(run, preview):
         "plot_sound": figures.plot_sound(out.waveform, out.sample_rate),
         "plot_sound_latents": figures.plot_sound_latents(latents.sound),
         "plot_timeline": timeline(run, sound_latents=latents.sound),
-        "plot_curves": figures.plot_curves({"a": ([1, 2], [3, 4]), "b": ([1, 2], [2, 9])}, title="Two curves, for the test", x="x", y="y"),
+        "plot_curves": figures.plot_curves({"a": ([1, 2], [3, 4])}, title="A curve for the test", x="x", y="y"),
         "plot_parts": figures.plot_parts({"UND": {"layers": 3.0, "rest": 1.0}, "GEN": {"layers": 3.0, "rest": 0.5}}),
         "plot_token_change": figures.plot_token_change(np.triu(np.ones((3, 8))), token=1),
         **position_figures(),
