@@ -124,7 +124,7 @@ class Job:
         """Stop, wait for the worker, and let go of the result."""
         self.stop()
         self.join()
-        self.result = None
+        self.result = self.error = None  # an error's traceback holds the tensors of its run
 
     # ------------------------------------------------------------------------------------------------------- worker
 
@@ -148,8 +148,11 @@ class Job:
             pass  # the result has what was computed
         except Exception as error:
             self.error = error
-        finally:
-            self._enter("idle")
+        self.phase = "idle"
+        try:
+            self._tell()
+        except Exception as error:  # of whoever looks on
+            self.error = self.error or error
 
     def _begin(self, prompt: str, out: Path, preset: str | Preset | None, options: dict[str, Any]) -> None:
         check_writable(out)  # before the work, not after

@@ -8,6 +8,7 @@ Read next: `panel_pictures.py`.
 
 import time
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatText, HBox, IntProgress, IntText, Textarea, VBox
@@ -65,6 +66,7 @@ class GenerationPanel(LabBox):
         self._preview: LatentPreview | None = None
         self._look_seconds, self._warm = 0.0, False
         self._gone = False
+        self._painting = Lock()  # a click in the main thread and the worker may both want to
         self.run.on_click(self._run)
         self.stop.on_click(self._stop)
         self.resume.on_click(self._resume)
@@ -121,7 +123,7 @@ class GenerationPanel(LabBox):
     def _changed(self, record: StepRecord | None) -> None:
         if self._gone:
             return
-        if self._preview is None:
+        if self._preview is None and self.job.running:
             self._preview = latent_preview(self.models)  # before the towers are placed, for it may need the VAE
         run = self.job.result
         if record is not None and self._look_is_due(run):
@@ -130,6 +132,7 @@ class GenerationPanel(LabBox):
             request = run.manifest
             self._clear_pictures(request["height"], request["width"], sound=bool(request["sound_frames"]))
         elif self.job.phase == "idle" and run is not None and run.path is not None and self.job.error is None:
+            self._paint()  # first, so that Run is there again whatever happens to the pictures
             self._show_result(run)
         self._paint()
 
@@ -159,6 +162,10 @@ class GenerationPanel(LabBox):
     # -------------------------------------------------------------------------------------------------------- paint
 
     def _paint(self) -> None:
+        with self._painting:
+            self._paint_now()
+
+    def _paint_now(self) -> None:
         job, run = self.job, self.job.result
         self.run.disabled, self.resume.disabled = job.running, not job.can_resume
         self.stop.disabled = job.stopping or job.phase in ("idle", "saving")

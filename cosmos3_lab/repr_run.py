@@ -85,7 +85,7 @@ def state_page(state: DenoiseState) -> str:
         ("sound", state.sound, "the solver's memory of the sound, None for a silent video"),
     ]
     shown = {"sample": state.latents}
-    tensors = latents_rows("latents", state.latents, "noisy sample at this sigma")
+    tensors = latents_rows("latents", state.latents, "sample at this sigma, clean after the last step")
     if state.video.x0_history:
         shown["latest x0"] = _latest_x0(state)
         tensors += [

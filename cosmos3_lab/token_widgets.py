@@ -28,20 +28,21 @@ MEANING = {
 }
 
 
-def token_view(models: Cosmos3Models, prompt: str, negative_prompt: str | None = None) -> "Widget | Axes":
+def token_view(models: Cosmos3Models, prompt: str, negative_prompt: str | None = None, **size: float) -> "Widget | Axes":
     """Every token as a chip in the colour of its role; choose one to see its id, string and position.
 
     Args:
         models: whose tokenizer, recipe and size; also after `close`.
         prompt: positive.
         negative_prompt: None for the recipe's default, "" for an empty one.
+        size: `num_frames`, `height`, `width` and `fps` of the clip, which stand in the prompt; the checkpoint's where not given.
 
     Raises:
         ValueError: the prompt is empty or not text.
     """
     d = models.defaults
-    size = {"num_frames": d.num_frames, "height": d.height, "width": d.width, "fps": d.fps}
-    processor = make_processor(models, **size)
+    default = {"num_frames": d.num_frames, "height": d.height, "width": d.width, "fps": d.fps}
+    processor = make_processor(models, **default | size)
     tables = {"prompt": token_table(processor, prompt), "negative": token_table(processor, negative_prompt=negative_prompt)}
     return _build(tables) if has_front_end() else plot_tokens(tables["prompt"])
 

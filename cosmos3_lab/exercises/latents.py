@@ -32,8 +32,8 @@ def mix(answer: object) -> None:
     expect(isinstance(found, Tensor) and found.shape == x0.shape, f"expected a tensor of shape {list(x0.shape)}.")
     unchanged = torch.equal(kept[0], copy[0]) and torch.equal(kept[1], copy[1])
     expect(unchanged, "x0 or noise was changed in place, expected a new tensor.")
-    expect(torch.equal(call(answer, x0, noise, 0.0), x0), "at sigma 0 something else than x0 came out.")
-    expect(torch.equal(call(answer, x0, noise, 1.0), noise), "at sigma 1 something else than the noise came out.")
+    expect(torch.allclose(call(answer, x0, noise, 0.0), x0, atol=1e-6), "at sigma 0 something else than x0 came out.")
+    expect(torch.allclose(call(answer, x0, noise, 1.0), noise, atol=1e-6), "at sigma 1 something else than the noise came out.")
     halfway, expected = call(answer, x0, noise, 0.5), (x0 + noise) / 2
     message = "at sigma 0.5 expected the mean of x0 and noise (the path is straight; square roots belong to other models)."
     expect(torch.allclose(halfway, expected), message)

@@ -21,7 +21,7 @@ IN_SYNC = 0.9
 @exercise("12.1", hint="sigma.view(-1, *[1] * (x0.ndim - 1)) puts one noise level beside each sample of the batch.")
 def make_pair(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """What goes in, and what should come out: a network, an optimizer and many clips are all that is missing."""
-    x0, noise = torch.randn(4, 3, 2, 4, 4), torch.randn(4, 3, 2, 4, 4)
+    x0, noise = torch.randn(2, 4, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.0, 1.0, 0.5, 0.25])
     pair = call(answer, x0, noise, sigma)
     expect(isinstance(pair, tuple) and len(pair) == 2, f"got {type(pair).__name__}, expected the pair (sample, velocity).")

@@ -48,7 +48,7 @@ def test_other_first_clips_are_told_what_is_wrong(run):
     assert "nothing was given" in says("00.1", None)
     assert "got str" in says("00.1", "a green triangle")
     assert "'a red ball'" in says("00.1", run)
-    green = told(run, prompt="a green triangle")
+    green = told(run, prompt="a green triangle", checkpoint="pico")
     assert "is silent" in says("00.1", replace(green, output=replace(green.output, waveform=None, sample_rate=None)))
     assert "blue triangle" in says("00.1", of_pico(run, BLUE))
 
@@ -66,6 +66,7 @@ def test_other_pairs_for_fewer_steps_are_told_what_is_wrong(run):
     assert "not given yet" in says("00.2", (run, None))
     assert "expected two clips" in says("00.2", run)
     assert "took 2 steps and the first 3" in says("00.2", (run, told(run, num_inference_steps=2)))
+    assert "negative_prompt is" in says("00.2", (run, told(run, num_inference_steps=1, negative_prompt="rain")))
     assert "seed is 7" in says("00.2", (run, told(run, num_inference_steps=1, seed=7)))
     assert "sound_frames is None" in says("00.2", (run, told(run, num_inference_steps=1, sound_frames=None)))
 

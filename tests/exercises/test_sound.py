@@ -41,7 +41,7 @@ def test_the_first_onset_passes():
     [
         (lambda w, rate: onset(w, 1), "expected seconds"),
         (lambda w, rate: int(np.abs(w).max(axis=0).argmax()) / rate, "the second and louder sound"),
-        (lambda w, rate: onset(w, rate, level=0.05), "ten times quieter"),
+        (lambda w, rate: onset(w, rate, level=0.05), "a thousand times quieter"),
         (lambda w, rate: onset(w, rate, level=1e-6), "the answer was 0.000 s"),
         (lambda w, rate: onset(w[:1], rate), "in the right channel only"),
         (lambda w, rate: onset(w, 16000), "at half of the sample rate"),

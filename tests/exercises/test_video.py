@@ -90,17 +90,17 @@ def still(**changes):
     return Cosmos3T2VRequest(**texts | values | changes)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 12), (1, 4, 6)])
-def test_the_request_of_a_still_image_passes_on_pico_and_on_nano(shape):
-    assert check("08.3", still(video_shape=shape)).passed
+def test_the_request_of_a_still_image_passes():
+    assert check("08.3", still()).passed
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"video_shape": (2, 8, 12)}, "got 2 latent frames"),
-        ({"video_shape": (1, 12, 8)}, "is height before width?"),
+        ({"video_shape": (1, 12, 8)}, "is height before width"),
         ({"video_shape": (1, 64, 96)}, "latent grid of 64x96"),
+        ({"video_shape": (1, 4, 6)}, "this VAE packs 8x8 pixels"),
         ({"num_inference_steps": 35}, "got 35 steps"),
         ({"guidance_scale": 6.0}, "got guidance_scale 6"),
         ({"guidance_scale": 0.0}, "got guidance_scale 0, expected 1"),
