@@ -190,6 +190,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(job, tmp_pat
     assert job.result is None
 
 
+def test_whoever_looks_on_cannot_kill_the_worker(tiny, tmp_path):
+    def fail(record):
+        raise ValueError("cannot look")
+
+    job = Job(tiny, on_change=fail)
+    job.start("a", out=tmp_path)
+    assert job.join(60)
+    assert not job.running
+    assert str(job.error) == "cannot look"
+    job.close()
+    assert job.error is None
+
+
 def test_names_do_not_replace_each_other(tmp_path):
     assert free_name(tmp_path / "new").name == "clip_001.mp4"
     (tmp_path / "clip_001.mp4").touch()
