@@ -196,7 +196,7 @@ def test_whoever_looks_on_cannot_kill_the_worker(tiny, tmp_path):
 
     job = Job(tiny, on_change=fail)
     job.start("a", out=tmp_path)
-    assert job.join(60)
+    assert job.join(60.0)
     assert not job.running
     assert str(job.error) == "cannot look"
     job.close()
