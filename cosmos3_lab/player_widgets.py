@@ -15,9 +15,9 @@ from cosmos3_lab.denoise import StepRecord
 from cosmos3_lab.figure_style import STYLE, VIDEO, add_colour_bar, dress, new_figure, pick_evenly
 from cosmos3_lab.latent_figures import filmstrip_of_x0
 from cosmos3_lab.latent_widgets import video_of
-from cosmos3_lab.preview import latent_preview
+from cosmos3_lab.preview import LatentPreview, latent_preview
 from cosmos3_lab.sound_avae import decode_sound
-from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, spectrogram_db
+from cosmos3_lab.sound_figures import FLOOR_DB, MEL_TICKS, hertz_to_mel, spectrogram_db
 from cosmos3_lab.sound_widgets import player, wav_bytes
 from cosmos3_lab.step_widgets import step_marker
 from cosmos3_lab.widget_parts import check_records, has_front_end, lab_box, line, on_change, row, say, step_controls, step_words
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MOST_FRAMES = 9
 STEPS_HEARD = 64  # whose decoded sound stays in memory
-TICKS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 
 
 def denoise_player(records: Sequence[StepRecord], models: Cosmos3Models) -> "Widget | Figure":
@@ -51,11 +50,11 @@ def denoise_player(records: Sequence[StepRecord], models: Cosmos3Models) -> "Wid
         raise ValueError("got records with sound and models that were closed or have no AVAE, try load_cosmos3 again, with sound")
     if not has_front_end():
         return filmstrip_of_x0(records, preview)
-    return _build(records, models)
+    return _build(records, models, preview)
 
 
-def _build(records: list[StepRecord], models: Cosmos3Models) -> "Widget":
-    box, preview, first = lab_box(), latent_preview(models), records[0].index
+def _build(records: list[StepRecord], models: Cosmos3Models, preview: LatentPreview) -> "Widget":
+    box, first = lab_box(), records[0].index
     with_sound, with_sample = records[0].x0.sound is not None, records[0].velocity is not None
     steps, scrub, link = step_controls(records)
     picture, words = box.Picture(), line()
@@ -136,7 +135,7 @@ def _draw_levels(ax: "Axes", levels: np.ndarray, seconds: float, sample_rate: in
     half = sample_rate / 2
     look = {"cmap": STYLE["sound"], "vmin": FLOOR_DB, "vmax": 0, "interpolation": "nearest", "origin": "lower", "aspect": "auto"}
     image = ax.imshow(levels, extent=(0, seconds, 0, hertz_to_mel(half)), **look)
-    ticks = [f for f in TICKS if f <= half]
+    ticks = [f for f in MEL_TICKS if f <= half]
     ax.set_yticks([hertz_to_mel(f) for f in ticks], [f"{f:g}" if f < 1000 else f"{f / 1000:g}k" for f in ticks])
     dress(ax, title="Sound x0, decoded", x="time (s)", y="frequency (Hz, mel)")
     add_colour_bar(image, [ax], "dB of full scale", pad=0.02)
