@@ -4,9 +4,7 @@
 `prepare_denoise` -> `denoise` -> `decode_latents`. Whoever wants to change something calls those instead.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import latent_to_pixel_shape
 from cosmos3_lab.sound_avae import decode_sound
+from cosmos3_lab.timing import PhaseTimer
 from cosmos3_lab.video_vae import iter_decode_video
 
 # Choices of a preset that were made when the request was, in case it is then run with another preset.
@@ -126,7 +125,7 @@ def generate(
         OSError: the mp4 cannot be written.
         FloatingPointError: the latents became infinite or not a number.
     """
-    timer = _Timer()
+    timer = PhaseTimer()
     preset = get_preset(models.defaults.preset if preset is None else preset)
     if isinstance(schedule, Schedule) and num_inference_steps is None:
         num_inference_steps = schedule.num_steps
@@ -186,8 +185,7 @@ def run_request(
         raise ValueError(f"got name {name!r}, expected a file name that ends in .mp4, without a folder")
     if out is not None:
         check_writable(out)  # before the hours of work, not after
-    timer = _Timer(models.device)
-    timer.seconds["model_load"] = models.load_seconds
+    timer = start_timer(models)
     with timer("inference"):
         with timer("condition"):
             inputs, state = prepare_denoise(
@@ -202,16 +200,30 @@ def run_request(
             state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
     output, path = None, None
     if state.step_index == inputs.schedule.num_steps:  # else `should_stop` ended the run: keep the latents, decode nothing
-        output = _decode(models, state.latents, request.fps, timer)
+        output = decode_latents(models, state.latents, fps=request.fps, timer=timer)
         if out is not None:
             with timer("encode"):
                 path = save_mp4(output, Path(out) / name)
-    timings = {phase: timer.seconds.get(phase, 0.0) for phase in (*PHASES, *INFERENCE_PARTS)}
-    return Generation(output, state.latents, records, timings, inputs, state, run_manifest(models, inputs), path)
+    return Generation(output, state.latents, records, timer.seconds, inputs, state, run_manifest(models, inputs), path)
+
+
+def start_timer(models: Cosmos3Models) -> PhaseTimer:
+    """A timer of a run's phases and parts, all of them at 0 but the loading of the models.
+
+    Args:
+        models: from `load_cosmos3`.
+    """
+    zero = dict.fromkeys((*PHASES, *INFERENCE_PARTS), 0.0)
+    return PhaseTimer(models.device, seconds=zero | {"model_load": models.load_seconds})
 
 
 def decode_latents(
-    models: Cosmos3Models, latents: Latents, *, fps: float, on_chunk: Callable[[int], None] | None = None
+    models: Cosmos3Models,
+    latents: Latents,
+    *,
+    fps: float,
+    on_chunk: Callable[[int], None] | None = None,
+    timer: PhaseTimer | None = None,
 ) -> Cosmos3GenerationOutput:
     """Clean latents to frames and waveform on the CPU, chunk by chunk.
 
@@ -220,12 +232,30 @@ def decode_latents(
         latents: the result of denoising, or any x0 on the way.
         fps: frames a second.
         on_chunk: called with the number of latent frames decoded so far; what it raises ends the decoding.
+        timer: counts "inference" with "decode" in it, and "to_cpu".
 
     Raises:
         ValueError: the models were closed, or loaded without sound.
         FloatingPointError: pixels or samples are infinite or not numbers.
     """
-    return _decode(models, latents, fps, _Timer(models.device), on_chunk)
+    if latents.sound is not None and models.avae is None:
+        raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
+    timer = timer or PhaseTimer(models.device)
+    chunks, waveform = [], None
+    with timer("inference"), timer("decode"):
+        models.place("decode")
+        for pixels in iter_decode_video(models.vae, latents.video):
+            _check_finite(pixels, "video")
+            chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
+            if on_chunk is not None:
+                on_chunk(len(chunks))
+        if latents.sound is not None:
+            waveform = decode_sound(models.avae, latents.sound)[0]
+            _check_finite(waveform, "sound")
+    with timer("to_cpu"):
+        frames = torch.cat(chunks).cpu().numpy()
+        samples = None if waveform is None else np.asarray(waveform.cpu())
+    return Cosmos3GenerationOutput(frames, fps, samples, None if samples is None else models.media.sampling_rate)
 
 
 def _run_steps(
@@ -249,28 +279,6 @@ def _run_steps(
             if should_stop is not None and should_stop(record):
                 break
     return state, tuple(records)
-
-
-def _decode(
-    models: Cosmos3Models, latents: Latents, fps: float, timer: "_Timer", on_chunk: Callable[[int], None] | None = None
-) -> Cosmos3GenerationOutput:
-    if latents.sound is not None and models.avae is None:
-        raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
-    chunks, waveform = [], None
-    with timer("inference"), timer("decode"):
-        models.place("decode")
-        for pixels in iter_decode_video(models.vae, latents.video):
-            _check_finite(pixels, "video")
-            chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
-            if on_chunk is not None:
-                on_chunk(len(chunks))
-        if latents.sound is not None:
-            waveform = decode_sound(models.avae, latents.sound)[0]
-            _check_finite(waveform, "sound")
-    with timer("to_cpu"):
-        frames = torch.cat(chunks).cpu().numpy()
-        samples = None if waveform is None else np.asarray(waveform.cpu())
-    return Cosmos3GenerationOutput(frames, fps, samples, None if samples is None else models.media.sampling_rate)
 
 
 def _check_finite(values: Tensor, kind: str) -> None:
@@ -328,24 +336,3 @@ def run_manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]
 def _pixel_shape(models: Cosmos3Models, request: Cosmos3T2VRequest) -> tuple[int, int, int]:
     media = models.media
     return latent_to_pixel_shape(request.video_shape, temporal=media.temporal, spatial=media.spatial)
-
-
-class _Timer:
-    """Adds up wall-clock seconds by name; waits for the GPU at both ends of a phase."""
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device, self.seconds = device, {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self._wait()
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._wait()
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
-
-    def _wait(self) -> None:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

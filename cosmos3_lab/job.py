@@ -12,10 +12,10 @@ decode_latents, save_mp4. `result` is a frozen record that is replaced as a whol
 Read next: `panel.py`, which puts buttons on it.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread, current_thread
 from typing import Any, Literal
@@ -24,10 +24,11 @@ from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.denoise import Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, Generation, decode_latents, prompt_manifest, run_manifest
+from cosmos3_lab.generate import Generation, decode_latents, prompt_manifest, run_manifest, start_timer
 from cosmos3_lab.media import save_mp4
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset
+from cosmos3_lab.timing import PhaseTimer
 
 Phase = Literal["idle", "preparing", "denoising", "decoding", "saving"]
 
@@ -59,6 +60,7 @@ class Job:
         self.result: Generation | None = None
         self.error: Exception | None = None
         self._out: Path | None = None
+        self._timer: PhaseTimer | None = None  # of the run in `result`, over all its stops
         self._stop = Event()
         self._thread: Thread | None = None
 
@@ -156,46 +158,50 @@ class Job:
 
     def _begin(self, prompt: str, out: Path, preset: str | Preset | None, options: dict[str, Any]) -> None:
         check_writable(out)  # before the work, not after
-        timings = dict.fromkeys((*PHASES, *INFERENCE_PARTS), 0.0) | {"model_load": self.models.load_seconds}
-        with _timed(timings, "preprocess"):
+        timer = start_timer(self.models)
+        with timer("preprocess"):
             request = prepare_request(self.models, prompt, preset=preset, **options)
-        with _timed(timings, "condition", "inference"):
+        with timer("inference"), timer("condition"):
             inputs, state = prepare_denoise(self.models, request, preset=preset)
         manifest = prompt_manifest(self.models, inputs, prompt, options.get("negative_prompt"))
         manifest |= run_manifest(self.models, inputs)
-        self.result, self._out = Generation(None, state.latents, (), timings, inputs, state, manifest), out
+        self.result = Generation(None, state.latents, (), dict(timer.seconds), inputs, state, manifest)
+        self._out, self._timer = out, timer
 
     def _denoise(self) -> None:
-        run = self.result
+        run, timer = self.result, self._timer
         if run.stopped:
             self._enter("denoising")
-            self.models.place("gen")
+            with timer("inference"), timer("condition"):  # a run that goes on may have to fetch the tower
+                self.models.place("gen")
         steps = denoise(self.models.transformer, run.inputs, run.state)
         while True:
             self._check_stop()
-            timings = dict(run.timings)
-            with _timed(timings, "denoise", "inference"):
+            with timer("inference"), timer("denoise"):
                 step = next(steps, None)
             if step is None:
                 break
             state, record = step
             records = run.records if self.keep == "none" else (*run.records, record.keep(self.keep))
-            run = replace(run, state=state, latents=state.latents, records=records, timings=timings)
+            run = replace(run, state=state, latents=state.latents, records=records, timings=dict(timer.seconds))
             self.result = run
             self._tell(record)
 
     def _finish(self) -> None:
-        timings = dict(self.result.timings)
+        timer, fps = self._timer, self.result.inputs.request.fps
         if self.result.output is None:
             self._enter("decoding")
-            with _timed(timings, "decode", "inference"):
-                fps = self.result.inputs.request.fps
-                output = decode_latents(self.models, self.result.latents, fps=fps, on_chunk=lambda _: self._check_stop())
-            self.result = replace(self.result, output=output, timings=timings)
+            try:
+                output = decode_latents(
+                    self.models, self.result.latents, fps=fps, on_chunk=lambda _: self._check_stop(), timer=timer
+                )
+            finally:  # also the time of what a stop throws away
+                self.result = replace(self.result, timings=dict(timer.seconds))
+            self.result = replace(self.result, output=output)
         self._enter("saving")
-        with _timed(timings, "encode"):
-            path = save_mp4(self.result.output, free_name(self._out))
-        self.result = replace(self.result, path=path, timings=timings)
+        with free_name(self._out) as path, timer("encode"):
+            save_mp4(self.result.output, path)
+        self.result = replace(self.result, path=path, timings=dict(timer.seconds))
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
@@ -214,23 +220,35 @@ class _Stopped(Exception):  # noqa: N818  (nothing went wrong)
     """Unwinds the worker where it is."""
 
 
-def free_name(folder: Path, *, stem: str = "clip") -> Path:
-    """The first of `clip_001.mp4`, `clip_002.mp4`, ... that is not in the folder yet.
+@contextmanager
+def free_name(folder: Path, *, stem: str = "clip") -> Iterator[Path]:
+    """The first of `clip_001.mp4`, `clip_002.mp4`, ... that is neither there nor held by another run, held for the block.
+
+    A hidden file beside it holds the name, whose exclusive creation is one move for the system; after a crash it stays, and its
+    number is left out.
 
     Args:
         folder: may not exist yet.
         stem: of the name.
     """
-    number = 1
-    while (folder / f"{stem}_{number:03}.mp4").exists():
-        number += 1
-    return folder / f"{stem}_{number:03}.mp4"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = folder / f"{stem}_{number:03}.mp4"
+        claim = folder / f".{path.name}.held"
+        if path.exists() or not _created(claim):
+            continue
+        try:
+            if not path.exists():  # whoever held it a moment ago may have written it
+                yield path
+                return
+        finally:
+            claim.unlink(missing_ok=True)
 
 
-@contextmanager
-def _timed(timings: dict[str, float], *phases: str) -> Iterator[None]:
-    """Add the seconds of the block to these phases."""
-    begin = time.perf_counter()
-    yield
-    for phase in phases:
-        timings[phase] += time.perf_counter() - begin
+def _created(path: Path) -> bool:
+    """Whether the file is new, and made here."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from cosmos3_lab.job import Job, free_name
 from cosmos3_lab.panel import PanelNote, generation_panel
 from cosmos3_lab.panel_box import GenerationPanel
 from cosmos3_lab.preview import LatentPreview
+from cosmos3_lab.timing import PhaseTimer
 
 PROMPT = "a <b>red</b> ball & a box"
 SMALL = {"num_frames": 5, "height": 48, "width": 64, "num_inference_steps": 4, "seed": 7, "with_sound": True}
@@ -204,9 +205,131 @@ def test_whoever_looks_on_cannot_kill_the_worker(tiny, tmp_path):
 
 
 def test_names_do_not_replace_each_other(tmp_path):
-    assert free_name(tmp_path / "new").name == "clip_001.mp4"
+    with free_name(tmp_path / "new") as path:
+        assert path.name == "clip_001.mp4"
     (tmp_path / "clip_001.mp4").touch()
-    assert free_name(tmp_path).name == "clip_002.mp4"
+    with free_name(tmp_path) as path, free_name(tmp_path) as other:
+        assert (path.name, other.name) == ("clip_002.mp4", "clip_003.mp4")
+        assert not path.exists()  # held, not begun
+    with free_name(tmp_path) as path:  # nothing was written under it
+        assert path.name == "clip_002.mp4"
+    assert [file.name for file in tmp_path.glob("*.mp4")] == ["clip_001.mp4"]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_name_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(OSError, match="disk"), free_name(tmp_path):
+        raise OSError("the disk is full")
+    with free_name(tmp_path) as path:
+        assert path.name == "clip_001.mp4"
+
+
+def test_a_name_that_is_written_while_it_is_looked_at_is_not_taken_again(tmp_path, monkeypatch):
+    def late(path):  # another run finishes between the look and the hold
+        (tmp_path / "clip_001.mp4").touch()
+        return created(path)
+
+    created = job_module._created
+    monkeypatch.setattr(job_module, "_created", late)
+    with free_name(tmp_path) as path:
+        assert path.name == "clip_002.mp4"
+
+
+def test_many_at_once_get_a_name_each(tmp_path):
+    threads, rounds, names = 8, 6, []
+    together = threading.Barrier(threads)
+
+    def write():
+        for _ in range(rounds):
+            together.wait(SOON)
+            with free_name(tmp_path) as path:
+                path.write_text("")
+            names.append(path.name)
+
+    workers = [threading.Thread(target=write) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(SOON)
+    assert sorted(names) == [f"clip_{number:03}.mp4" for number in range(1, threads * rounds + 1)]
+
+
+def test_two_jobs_that_finish_at_once_write_two_clips(tiny, tmp_path, monkeypatch):
+    together = threading.Barrier(2)
+
+    def save(output, path):
+        together.wait(SOON)  # both have their names before either writes
+        return save_mp4(output, path)
+
+    save_mp4 = job_module.save_mp4
+    monkeypatch.setattr(job_module, "save_mp4", save)
+    jobs = [Job(tiny), Job(tiny)]
+    for one in jobs:
+        one.start(PROMPT, out=tmp_path, **SMALL)
+    assert all(one.join(SOON) for one in jobs)
+    assert sorted(one.result.path.name for one in jobs) == ["clip_001.mp4", "clip_002.mp4"]
+    assert all(read_mp4(one.result.path).frames.shape == (5, 48, 64, 3) for one in jobs)
+    for one in jobs:
+        one.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ times
+
+
+def test_a_timer_waits_for_the_gpu_at_both_ends_and_counts_what_failed(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    timer = PhaseTimer(torch.device("cuda", 1), seconds={"decode": 100.0})
+    with pytest.raises(KeyError, match="1"), timer("decode"):  # it waited once before the block
+        raise KeyError(len(waited))
+    assert waited == [torch.device("cuda", 1)] * 2
+    assert 100 < timer.seconds["decode"] < 101
+    with PhaseTimer()("decode"), PhaseTimer(torch.device("cpu"))("decode"):
+        pass
+    assert len(waited) == 2
+
+
+def test_a_job_waits_for_the_device_of_its_models(job, tiny, monkeypatch):
+    waited = []
+    monkeypatch.setattr(PhaseTimer, "_wait", lambda timer: waited.append(timer.device))
+    job.start(PROMPT, out=job.out, **SMALL)
+    assert job.join(SOON)
+    assert set(waited) == {tiny.device}
+
+
+def test_every_phase_of_a_job_is_timed(job, tiny):
+    job.start(PROMPT, out=job.out, **SMALL)
+    assert job.join(SOON)
+    timings = job.result.timings
+    assert all(seconds > 0 for seconds in timings.values())
+    assert timings["model_load"] == tiny.load_seconds
+    assert timings["inference"] >= timings["denoise"] + timings["decode"]
+
+
+def test_the_times_of_a_run_that_goes_on_add_up(tiny, tmp_path):
+    def stop_in(phase):
+        return lambda record: job.stop() if job.phase == phase else None
+
+    job = Job(tiny, on_change=stop_in("denoising"))
+    job.start(PROMPT, out=tmp_path, **SMALL)
+    assert job.join(SOON)
+    first = job.result.timings
+    assert first["decode"] == 0
+    job.on_change = stop_in("decoding")
+    job.resume()
+    assert job.join(SOON)
+    second = job.result.timings
+    assert job.result.output is None
+    assert second["decode"] > 0  # the time of what a stop threw away
+    job.on_change = None
+    job.resume()
+    assert job.join(SOON)
+    third = job.result.timings
+    assert third["preprocess"] == second["preprocess"] == first["preprocess"]
+    assert third["denoise"] >= second["denoise"] > first["denoise"]
+    assert third["decode"] > second["decode"]
+    assert third["inference"] >= third["condition"] + third["denoise"] + third["decode"]
+    job.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ panel
