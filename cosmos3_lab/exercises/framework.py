@@ -123,7 +123,7 @@ def call(function: Any, *arguments: Any) -> Any:  # noqa: ANN401  (an answer is 
     Raises:
         PropertyError: it is no function, or returns nothing yet.
     """
-    expect(callable(function), f"got {type(function).__name__}, expected a function")
+    expect(callable(function), f"got {type(function).__name__}, expected a function.")
     result = function(*arguments)
     expect(result is not None and result is not ..., "the function returns nothing yet, expected a `return` with a value.")
     return result

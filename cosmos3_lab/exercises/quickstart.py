@@ -43,7 +43,7 @@ def _pair(answer: object) -> tuple[Generation, Generation]:
 
 @exercise("00.1", hint='Copy the cell with generate(...), keep **size, and write another prompt: "a green triangle ...".')
 def green_triangle(answer: object) -> None:
-    """A clip with sound from a prompt of your own."""
+    """A clip from a prompt of your own."""
     _expect_finished(answer)
     prompt = str(answer.manifest["prompt"]).lower()
     expect("green" in prompt and "triangle" in prompt, f"the prompt is {prompt!r}, expected one that asks for a green triangle.")

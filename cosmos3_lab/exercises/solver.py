@@ -1,4 +1,4 @@
-"""Exercises of notebook 06, UniPC step by step.
+"""The exercises of notebook 06: Euler's step, the steps that each solver needs, an edit that survives.
 
 Read next: `decoding.py`, the exercises of notebook 07.
 """
@@ -22,22 +22,22 @@ DATA_STD = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)  # of the n
     "times the change in sigma, and that change is negative.",
 )
 def euler(euler_step: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
-    """Right: and UniPC's predictor of order 1 is exactly this step."""
+    """UniPC's predictor of order 1 is exactly this step."""
     generator = torch.Generator().manual_seed(0)
     sample, velocity = torch.randn(2, 4, 3, generator=generator).unbind()
     stays = call(euler_step, sample, velocity, 0.4, 0.4)
-    expect(torch.allclose(stays, sample, atol=1e-5), "a step from sigma 0.4 to sigma 0.4 should leave the sample where it is")
+    expect(torch.allclose(stays, sample, atol=1e-5), "a step from sigma 0.4 to sigma 0.4 should leave the sample where it is.")
     at_end, x0 = euler_step(sample, velocity, 0.4, 0.0), velocity_to_x0(sample, velocity, torch.tensor(0.4))
     away = float((at_end - x0).abs().max())
     backwards = torch.allclose(at_end, sample + 0.4 * velocity, atol=1e-4)
-    expect(not backwards, "the step goes towards the noise: sigma falls, so the sample moves against the velocity")
-    expect(away < 1e-4, f"a step to sigma 0 should end at x0 = sample - sigma * velocity, found {away:.2g} away from it")
+    expect(not backwards, "the step goes towards the noise: sigma falls, so the sample moves against the velocity.")
+    expect(away < 1e-4, f"a step to sigma 0 should end at x0 = sample - sigma * velocity, found {away:.2g} away from it.")
     schedule = flow_schedule(5, flow_shift=3.0)
     high, low = schedule.sigmas[1:3].tolist()
     at = unipc_init(sample, step_index=1)
     first = unipc_predict(at, velocity_to_x0(sample, velocity, schedule.sigmas[1]), schedule, solver_order=1).sample
     away = float((euler_step(sample, velocity, high, low) - first).abs().max())
-    expect(away < 1e-4, f"from sigma {high:.3f} to {low:.3f} it is {away:.2g} away from UniPC's predictor of order 1, expected 0")
+    expect(away < 1e-4, f"from sigma {high:.3f} to {low:.3f} UniPC's predictor of order 1 is {away:.2g} away, expected 0.")
 
 
 @exercise(
@@ -46,13 +46,13 @@ def euler(euler_step: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     "unipc_error.",
 )
 def steps_needed(answer: Sequence[int]) -> None:
-    """Right: remembering one earlier x0 and correcting saves most of the network's calls for the same error."""
-    expect(len(answer) == 2, f"there are {len(answer)} numbers, expected two: steps of Euler, steps of UniPC")
+    """Remembering one earlier x0 and correcting saves most of the network's calls for the same error."""
+    expect(len(answer) == 2, f"there are {len(answer)} numbers, expected two: steps of Euler, steps of UniPC.")
     for name, given, error in zip(("Euler", "UniPC"), (int(n) for n in answer), (euler_error, unipc_error), strict=True):
-        expect(given >= 2, f"{name} with {given} steps: expected at least 2")
-        expect(error(given) < 0.01, f"{name} with {given} steps has an error of {error(given):.4f}, expected less than 0.01")
+        expect(given >= 2, f"{name} with {given} steps: expected at least 2.")
+        expect(error(given) < 0.01, f"{name} with {given} steps has an error of {error(given):.4f}, expected less than 0.01.")
         fewer = next((n for n in range(2, given) if error(n) < 0.01), None)
-        expect(fewer is None, f"{name} needs fewer than {given} steps: {fewer} are enough for an error below 0.01")
+        expect(fewer is None, f"{name} needs fewer than {given} steps: {fewer} are enough for an error below 0.01.")
 
 
 def path_std(sigma: Tensor) -> Tensor:
@@ -93,20 +93,20 @@ def _rms(error: Tensor) -> float:
     "last_sample and x0_history.",
 )
 def edit_and_restart(edited: Callable[[UniPCState, Tensor], UniPCState]) -> None:
-    """Right: the edit is still there after the next step, because the corrector has nothing left to undo it with."""
+    """The edit is still there after the next step, because the corrector has nothing left to undo it with."""
     schedule = flow_schedule(6, flow_shift=1.0)
     state = unipc_init(torch.ones(4, dtype=torch.float64))
     for sigma in schedule.sigmas[:3]:
         state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
     before, change = state.sample.clone(), torch.tensor([0.0, 0.5, -1.0, 0.25], dtype=torch.float64)
     after = call(edited, state, change)
-    expect(isinstance(after, UniPCState), f"it gives {type(after).__name__}, expected a UniPCState")
-    expect(torch.equal(state.sample, before), "the given state was changed in place, expected it as it was")
-    expect(torch.allclose(after.sample, before + change), "the sample is not the old one plus the change")
-    expect(after.step_index == state.step_index, f"the step is {after.step_index}, expected {state.step_index} as before")
+    expect(isinstance(after, UniPCState), f"it gives {type(after).__name__}, expected a UniPCState.")
+    expect(torch.equal(state.sample, before), "the given state was changed in place, expected it as it was.")
+    expect(torch.allclose(after.sample, before + change), "the sample is not the old one plus the change.")
+    expect(after.step_index == state.step_index, f"the step is {after.step_index}, expected {state.step_index} as before.")
     corrected = unipc_step(after, gaussian_velocity(after.sample, schedule.sigmas[3].double()), schedule).corrected
     survives = float((corrected - before)[1] / change[1])
     expect(
         abs(survives - 1) < 1e-6,
-        f"the history is still there, so that only {survives:.0%} of the edit survives the next corrector",
+        f"the history is still there, so that only {survives:.0%} of the edit survives the next corrector.",
     )

@@ -1,4 +1,4 @@
-"""Exercises of notebook 04, the two towers.
+"""The exercises of notebook 04: the size of what the text leaves, the tokens of a frame, a read-out after some layers.
 
 Read next: `guidance.py`, the exercises of notebook 05.
 """
@@ -41,16 +41,16 @@ SMALL = Cosmos3Config(
     "in bytes as tensor.nbytes.",
 )
 def text_memory(kv_bytes: Callable[[Cosmos3Condition], int]) -> None:
-    """Right: keys and values of every layer, and nothing else, is what GEN needs to know of the prompt at every step."""
+    """Keys and values of every layer, and nothing else, are what GEN needs to know of the prompt at every step."""
     for layers, s_text, kv_heads, d_head, dtype in ((1, 1, 1, 8, torch.float32), (3, 7, 2, 16, torch.bfloat16)):
         shape, width = (s_text, kv_heads, d_head), torch.empty((), dtype=dtype).element_size()
         cond = _condition(layers, shape, dtype)
         want, got = 2 * layers * s_text * kv_heads * d_head * width, int(call(kv_bytes, cond))
         size = f"{layers} layers of k and v {list(shape)} in {dtype}"
-        expect(got != want // 2, f"only half of {size} was counted: {got} bytes, expected {want}; there are keys and values")
-        expect(got != want // layers or layers == 1, f"only one layer of {size} was counted: {got} bytes, expected {want}")
-        expect(got * width != want, f"numbers were counted, not bytes: {got} for {size}, expected {want}")
-        expect(got == want, f"the number of bytes is wrong: {got} for {size}, expected {want}")
+        expect(got != want // 2, f"only half of {size} was counted: {got} bytes, expected {want}; there are keys and values.")
+        expect(got != want // layers or layers == 1, f"only one layer of {size} was counted: {got} bytes, expected {want}.")
+        expect(got * width != want, f"numbers were counted, not bytes: {got} for {size}, expected {want}.")
+        expect(got == want, f"the number of bytes is wrong: {got} for {size}, expected {want}.")
 
 
 def _condition(layers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Cosmos3Condition:
@@ -65,7 +65,7 @@ def _condition(layers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> 
     "layout.video_grid is (frames, rows, columns) in tokens.",
 )
 def tokens_of_a_frame(frame_tokens: Callable[[TokenLayout, int], slice]) -> None:
-    """Right: with this slice you can look at, or exchange, the tokens of one latent frame anywhere in the GEN tower."""
+    """With this slice you can look at, or exchange, the tokens of one latent frame anywhere in the GEN tower."""
     for layout in (TokenLayout(54, (9, 12, 12), 2, 52), TokenLayout(8, (3, 5, 6), 2, 0), TokenLayout(8, (2, 3, 4), 1, 5)):
         grid = torch.arange(layout.n_video).unflatten(0, layout.video_grid)
         for frame in range(layout.video_grid[0]):
@@ -74,11 +74,11 @@ def tokens_of_a_frame(frame_tokens: Callable[[TokenLayout, int], slice]) -> None
             where = f"latent frame {frame} of {layout}"
             expect(
                 len(found) == len(want),
-                f"the number of tokens is wrong: {len(found)} for {where}, expected {len(want)}; odd sizes are rounded up",
+                f"the number of tokens is wrong: {len(found)} for {where}, expected {len(want)}; odd sizes are rounded up.",
             )
             expect(
                 found == want,
-                f"the tokens stand elsewhere: {found[0]} to {found[-1]} for {where}, expected {want[0]} to {want[-1]}",
+                f"the tokens stand elsewhere: {found[0]} to {found[-1]} for {where}, expected {want[0]} to {want[-1]}.",
             )
 
 
@@ -88,19 +88,19 @@ def tokens_of_a_frame(frame_tokens: Callable[[TokenLayout, int], slice]) -> None
     "the notebook, with fewer layers.",
 )
 def early_exit(velocity_after: Callable[..., Latents]) -> None:
-    """Right: the residual stream can be read out after any layer, because every layer only adds to it."""
+    """The residual stream can be read out after any layer, because every layer only adds to it."""
     transformer, cond, latents = _small_case()
     tokens = embed_gen_tokens(transformer, latents, 700)
     full = predict_velocity(transformer, latents, 700, cond)
     for layers in (SMALL.num_hidden_layers, 0, 1):
         found = call(velocity_after, transformer, latents, 700, cond, layers)
-        expect(isinstance(found, Latents), f"it gives {_kind(found)}, expected Latents, as project_velocity does")
+        expect(isinstance(found, Latents), f"it gives {_kind(found)}, expected Latents, as project_velocity does.")
         want = project_velocity(transformer, run_gen_layers(transformer, tokens, cond, stop=layers), cond.layout)
         name = "all layers" if layers == SMALL.num_hidden_layers else f"{layers} layers"
         away = max(float((a - b).abs().max()) for a, b in ((found.video, want.video), (found.sound, want.sound)))
         ignores = layers < SMALL.num_hidden_layers and torch.equal(found.video, full.video)
-        expect(not ignores, f"the number of layers changes nothing: {name} give the velocity of all {SMALL.num_hidden_layers}")
-        expect(away < 1e-4, f"the velocity after {name} is off by up to {away:.2g}, expected less than 0.0001")
+        expect(not ignores, f"the number of layers changes nothing: {name} give the velocity of all {SMALL.num_hidden_layers}.")
+        expect(away < 1e-4, f"the velocity after {name} is off by up to {away:.2g}, expected less than 0.0001.")
 
 
 def _small_case() -> tuple[Cosmos3Transformer, Cosmos3Condition, Latents]:

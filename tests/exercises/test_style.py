@@ -1,0 +1,29 @@
+"""What a learner reads when an answer passes has one style: plain sentences about the answer, whatever the notebook."""
+
+import pytest
+
+from cosmos3_lab.exercises import framework
+
+
+def names():
+    for number in framework.MODULES:
+        framework.find(f"{number}.1")
+    return sorted(framework.EXERCISES)
+
+
+def test_every_notebook_has_exercises():
+    assert {name.split(".")[0] for name in names()} == set(framework.MODULES)
+
+
+@pytest.mark.parametrize("name", names())
+def test_success_is_one_paragraph_that_says_something(name):
+    message = framework.find(name).test.__doc__
+    assert message[0].isupper() or message[0].isdigit()
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert not message.startswith(("Right", "Correct", "Well done"))  # the verdict has said "passed"
+
+
+@pytest.mark.parametrize("name", names())
+def test_hints_are_sentences(name):
+    assert framework.find(name).hint.rstrip().endswith((".", "?"))
