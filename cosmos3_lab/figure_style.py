@@ -43,6 +43,7 @@ COLOURS = {
     "sky": "#56B4E9",
     "purple": "#CC79A7",
 }
+MOST_FRAMES = 9  # pictures in a row
 TITLE_INCHES = 0.085  # room for a letter of a title
 # For several curves in one picture, first come first served.
 CURVES: tuple[dict[str, Any], ...] = tuple(

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from cosmos3_lab.figure_style import STYLE, Numbers, pick_evenly
-from cosmos3_lab.sound_figures import FLOOR_DB, MEL_TICKS, hertz_to_mel, spectrogram_db
+from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, Numbers, pick_evenly
+from cosmos3_lab.sound_figures import FLOOR_DB, mel_ticks, spectrogram_db, spectrogram_extent
 
-FRAMES = 9  # of a film at most
 INK = "color: var(--jp-ui-font-color1, inherit)"
 SOFT_INK = "color: var(--jp-ui-font-color2, inherit)"
 EMPTY = "background: var(--jp-layout-color2, rgba(128, 128, 128, 0.12))"
@@ -24,6 +23,7 @@ PIXELS = "image-rendering: pixelated"
 SMALL = "font-size: 12px; line-height: 16px"
 FILM_HEIGHT, SPECTROGRAM_HEIGHT, CAPTION_HEIGHT = 84, 284, 18  # CSS pixels
 PLAYER_AREA = 320 * 320
+TICK_SHARE = 0.97  # of the axis: a number further up would stand in the caption
 
 
 def film_html(frames: Float[np.ndarray, "frames height width 3"], caption: str) -> str:
@@ -37,7 +37,7 @@ def film_html(frames: Float[np.ndarray, "frames height width 3"], caption: str) 
     look = f"flex: 1 1 0; min-width: 0; max-width: {widest}px; max-height: {FILM_HEIGHT}px; object-fit: contain"
     cells = "".join(
         f'<img alt="frame {index}" decoding="sync" src="{_data_url(frames[index])}" style="{look}; {PIXELS}">'
-        for index in pick_evenly(len(frames), FRAMES)
+        for index in pick_evenly(len(frames), MOST_FRAMES)
     )
     row = f'<div style="display: flex; gap: 3px; height: {FILM_HEIGHT}px; align-items: flex-start">{cells}</div>'
     return _captioned(caption, row)
@@ -51,22 +51,27 @@ def spectrogram_html(waveform: Numbers, sample_rate: int, caption: str) -> str:
         sample_rate: in Hz.
         caption: above it.
     """
-    levels, _ = spectrogram_db(waveform, sample_rate, scale="mel")
-    top, seconds = hertz_to_mel(sample_rate / 2), waveform.shape[-1] / sample_rate
+    levels, hop = spectrogram_db(waveform, sample_rate, scale="mel")
+    left, right, low, high = spectrogram_extent(levels, hop, sample_rate, scale="mel")
+    seconds = waveform.shape[-1] / sample_rate
     ticks = "".join(
-        f'<span style="position: absolute; right: 4px; bottom: {100 * hertz_to_mel(f) / top:.1f}%; transform: translateY(50%)">'
-        f"{f'{f:g}' if f < 1000 else f'{f / 1000:g}k'}</span>"
-        for f in MEL_TICKS
-        if f < 0.9 * sample_rate / 2
+        f'<span style="position: absolute; right: 4px; bottom: {100 * (mel - low) / (high - low):.1f}%; '
+        f'transform: translateY(50%)">{text}</span>'
+        for text, mel in mel_ticks(sample_rate).items()
+        if (mel - low) < TICK_SHARE * (high - low)
+    )
+    # the first and the last moment reach beyond the ends of the time axis
+    place = (
+        f"position: absolute; left: {100 * left / seconds:.3f}%; width: {100 * (right - left) / seconds:.3f}%; max-width: none"
     )
     image = (
         f'<img alt="{escape(caption)}" decoding="sync" src="{_data_url(levels[::-1], sound=True)}" '
-        f'style="width: 100%; height: 100%; display: block; {PIXELS}">'
+        f'style="{place}; height: 100%; {PIXELS}">'
     )
     plot = (
         f'<div style="display: flex; height: {SPECTROGRAM_HEIGHT}px">'
         f'<div style="position: relative; width: 40px; {SMALL}">{ticks}</div>'
-        f'<div style="flex: 1 1 0; min-width: 0">{image}</div></div>'
+        f'<div style="position: relative; overflow: hidden; flex: 1 1 0; min-width: 0">{image}</div></div>'
         f'<div style="display: flex; justify-content: space-between; margin-left: 40px; {SMALL}">'
         f"<span>0 s</span><span>{seconds:.2f} s</span></div>"
     )

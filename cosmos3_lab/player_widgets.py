@@ -12,12 +12,12 @@ import torch
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import StepRecord
-from cosmos3_lab.figure_style import STYLE, VIDEO, add_colour_bar, dress, new_figure, pick_evenly
+from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, VIDEO, add_colour_bar, dress, new_figure, pick_evenly
 from cosmos3_lab.latent_figures import filmstrip_of_x0
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
-from cosmos3_lab.sound_avae import decode_sound
-from cosmos3_lab.sound_figures import FLOOR_DB, MEL_TICKS, hertz_to_mel, spectrogram_db
+from cosmos3_lab.sound_avae import SoundAVAEConfig, decode_sound
+from cosmos3_lab.sound_figures import draw_levels, spectrogram_db
 from cosmos3_lab.sound_widgets import player, wav_bytes
 from cosmos3_lab.step_widgets import step_marker
 from cosmos3_lab.widget_parts import check_records, has_front_end, lab_box, line, on_change, row, say, step_controls, step_words
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-MOST_FRAMES = 9
-STEPS_HEARD = 64  # whose decoded sound stays in memory
+STEPS_HELD = 64  # whose colours and decoded sound stay in memory
 
 
 def denoise_player(records: Sequence[StepRecord], models: Cosmos3Models) -> "Widget | Figure":
@@ -59,24 +58,25 @@ def _build(records: list[StepRecord], models: Cosmos3Models, preview: LatentPrev
     steps, scrub, link = step_controls(records)
     picture, words = box.Picture(), line()
     audio = player() if with_sound else None
+    seen = "Clean video and sound" if with_sound else "Clean video"
 
-    @lru_cache(maxsize=STEPS_HEARD)
+    @lru_cache(maxsize=STEPS_HELD)
     def film(at: int) -> np.ndarray:
         kinds = ["x0", "sample"] if with_sample else ["x0"]
         return np.stack([preview.pixels(torch.from_numpy(video_of(records[at], kind)[None])) for kind in kinds])
 
-    @lru_cache(maxsize=STEPS_HEARD)
-    def heard(at: int) -> tuple[np.ndarray, bytes]:
+    @lru_cache(maxsize=STEPS_HELD)
+    def heard(at: int) -> tuple[tuple[np.ndarray, float], bytes]:
         sound = records[at].x0.sound.to(models.device)
         wave, rate = decode_sound(models.avae, sound)[0].cpu().numpy(), models.avae.config.sampling_rate
-        return spectrogram_db(wave, rate, scale="mel")[0], wav_bytes(wave, rate)
+        return spectrogram_db(wave, rate, scale="mel"), wav_bytes(wave, rate)
 
     panes = _Panes(records, film(0), heard(0)[0] if with_sound else None, models)
 
     def redraw() -> None:
         at = scrub.value - first
-        panes.show(scrub.value, film(at), heard(at)[0] if with_sound else None)
-        picture.show(panes.moving.png(), f"Clean video and sound predicted at {step_words(records[at])}")
+        panes.show(scrub.value, film(at), heard(at)[0][0] if with_sound else None)
+        picture.show(panes.moving.png(), f"{seen} predicted at {step_words(records[at])}")
         if audio is not None:
             audio.value = heard(at)[1]
         say(words, step_words(records[at]))
@@ -89,7 +89,9 @@ def _build(records: list[StepRecord], models: Cosmos3Models, preview: LatentPrev
 class _Panes:
     """Noise level over the steps, spectrogram, and latent frames in colours."""
 
-    def __init__(self, records: list[StepRecord], film: np.ndarray, levels: np.ndarray | None, models: Cosmos3Models) -> None:
+    def __init__(
+        self, records: list[StepRecord], film: np.ndarray, levels: tuple[np.ndarray, float] | None, models: Cosmos3Models
+    ) -> None:
         from cosmos3_lab.figure_canvas import LabAxes
         from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
 
@@ -107,8 +109,7 @@ class _Panes:
         moving = [self.film.image, self.mark]
         self.sound = None
         if levels is not None:
-            seconds = records[0].x0.sound.shape[1] * models.avae.config.hop_size / models.avae.config.sampling_rate
-            self.sound = _draw_levels(spectrum[0], levels, seconds, models.avae.config.sampling_rate)
+            self.sound = _draw_sound(spectrum[0], *levels, records[0].x0.sound.shape[1], models.avae.config)
             moving.append(self.sound)
         self.moving = MovingFigure(figure, moving)
 
@@ -131,12 +132,9 @@ def _draw_sigma(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     return step_marker(ax, records)
 
 
-def _draw_levels(ax: "Axes", levels: np.ndarray, seconds: float, sample_rate: int) -> "AxesImage":
-    half = sample_rate / 2
-    look = {"cmap": STYLE["sound"], "vmin": FLOOR_DB, "vmax": 0, "interpolation": "nearest", "origin": "lower", "aspect": "auto"}
-    image = ax.imshow(levels, extent=(0, seconds, 0, hertz_to_mel(half)), **look)
-    ticks = [f for f in MEL_TICKS if f <= half]
-    ax.set_yticks([hertz_to_mel(f) for f in ticks], [f"{f:g}" if f < 1000 else f"{f / 1000:g}k" for f in ticks])
+def _draw_sound(ax: "Axes", levels: np.ndarray, hop: float, latents: int, config: SoundAVAEConfig) -> "AxesImage":
+    image = draw_levels(ax, levels, hop, config.sampling_rate, scale="mel")
+    ax.set_xlim(0, latents * config.hop_size / config.sampling_rate)
     dress(ax, title="Sound x0, decoded", x="time (s)", y="frequency (Hz, mel)")
     add_colour_bar(image, [ax], "dB of full scale", pad=0.02)
     return image

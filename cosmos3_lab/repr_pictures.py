@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cosmos3_lab.figure_style import (
     COLOURS,
+    MOST_FRAMES,
     SOUND,
     STYLE,
     VIDEO,
@@ -29,7 +30,7 @@ from cosmos3_lab.figure_style import (
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput
 from cosmos3_lab.schedule import Schedule, log_snr
-from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, spectrogram_db
+from cosmos3_lab.sound_figures import draw_levels, spectrogram_db
 from cosmos3_lab.towers import LayerKV
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from cosmos3_lab.figure_canvas import LabFigure
 
-FRAMES = 9  # pictures of a strip at most
 LABEL, WIDTH, RIGHT = 0.9, 6.3, 0.25  # inches: of the words at the left, of the strips, and beside them
 TALLEST = 1.1  # inches of a strip
 SOUND_TALL, SPECTROGRAM_TALL, TITLE, GAP, CLOCK = 0.55, 0.8, 0.22, 0.08, 0.38  # inches too
@@ -105,7 +105,7 @@ def latents_picture(shown: Mapping[str, Latents]) -> "LabFigure":
     """
     first = next(iter(shown.values()))
     _, _, t, h, w = first.video.shape
-    picked = pick_evenly(t, FRAMES)
+    picked = pick_evenly(t, MOST_FRAMES)
     films = {name: _frames(latents.video, picked) for name, latents in shown.items()}
     basis = false_colour_basis(list(films.values())[-1])
     tall = strip_height(h, w, len(picked))
@@ -223,7 +223,7 @@ def clip_picture(output: Cosmos3GenerationOutput) -> "LabFigure":
     """
     count, height, width, _ = output.frames.shape
     seconds = count / output.fps
-    slots = min(FRAMES, count)
+    slots = min(MOST_FRAMES, count)
     # every picture is on screen at the middle of its slot
     picked = [min(int((slot + 0.5) / slots * count), count - 1) for slot in range(slots)]
     every = max(1, height // ROWS_OF_PIXELS)
@@ -237,9 +237,7 @@ def clip_picture(output: Cosmos3GenerationOutput) -> "LabFigure":
     strip(stack.axes["frames"], frames, tall)
     if has_sound:
         levels, hop = spectrogram_db(output.waveform, output.sample_rate, scale="mel")
-        extent = (-hop / 2, (levels.shape[1] - 0.5) * hop, 0, hertz_to_mel(output.sample_rate / 2))
-        look = {"cmap": STYLE["sound"], "vmin": FLOOR_DB, "vmax": 0, "interpolation": "nearest"}
-        stack.axes["sound"].imshow(levels, origin="lower", aspect="auto", extent=extent, **look)
+        draw_levels(stack.axes["sound"], levels, hop, output.sample_rate, scale="mel").axes.set_yticks([])
         stack.axes["sound"].set_xlim(0, seconds / wide)
     if has_sound or moves:
         _clock(list(stack.axes.values())[-1], seconds, wide, has_sound=has_sound)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosmos3_lab.figure_style import as_array
+from cosmos3_lab.presets import PRESETS
 from cosmos3_lab.schedule import FLOW_VARIANTS, Schedule, flow_schedule, karras_schedule, log_snr
 from cosmos3_lab.schedule_figures import plot_schedules
 from cosmos3_lab.widget_parts import dropdown, has_front_end, ipywidgets, lab_box, line, on_change, row, say, slider
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from cosmos3_lab.widget_canvas import MovingFigure
 
 RULES = (*FLOW_VARIANTS, "karras")
-# What each recipe asks for on Nano: presets.PRESETS, and for diffusers Nano's scheduler file.
-RECIPES = {"native": ("native-flow", 10.0), "phyai": ("phyai-flow", 10.0), "diffusers": ("karras", None)}
+NANO_SHIFT = PRESETS["native"].flow_shift
+# Spacing and shift that each recipe asks for on Nano, whose scheduler file ("auto") says Karras.
+RECIPES = {name: ("karras", None) if p.schedule == "auto" else (p.schedule, p.flow_shift) for name, p in PRESETS.items()}
 MOST_STEPS = 100
 NOW = "now: "  # before the name of the curve that follows the sliders
 MOST_CURVES = 4  # as many names as stand in one row
@@ -48,69 +50,115 @@ def schedule_explorer(schedule: Schedule | None = None) -> "Widget | Figure":
 
 
 def _build(start: Schedule) -> "Widget":
-    from cosmos3_lab.widget_canvas import MovingFigure
-
-    w, box = ipywidgets(), lab_box()
-    name, shift = (start.name, start.flow_shift) if start.name in RULES else ("native-flow", 10.0)
-    steps = slider("steps", 1, MOST_STEPS, start.num_steps)
-    bend = w.FloatLogSlider(
-        value=shift or 10.0,
-        base=10,
-        min=-1,
-        max=np.log10(20),
-        step=0.01,
-        description="flow shift",
-        continuous_update=False,
-        readout_format=".2f",
-        layout={"width": "340px"},
-        style={"description_width": "70px"},
-    )
-    rule = dropdown("spacing", RULES, name, width="230px")
-    recipe = dropdown("recipe", [("own", None), *((r, r) for r in RECIPES)], None, width="200px")
-    pin, clear = w.Button(description="Keep this curve"), w.Button(description="Forget kept curves")
+    box, controls = lab_box(), _Controls(start)
     picture, words = box.Picture(), line()
-    kept = {} if schedule_is_shown(start, name, shift) else {_name(start): start}
-    shown: dict[str, MovingFigure] = {}
-
-    def made() -> Schedule:
-        if rule.value == "karras":
-            return karras_schedule(steps.value)
-        return flow_schedule(steps.value, flow_shift=bend.value, variant=rule.value)
+    curves = _Curves({} if schedule_is_shown(start, *controls.choices) else {_name(start): start})
 
     def redraw() -> None:
-        bend.disabled = rule.value == "karras"
-        now = made()
-        if "figure" not in shown:
-            figure = plot_schedules({NOW + _name(now): now} | kept)
-            shown["figure"] = MovingFigure(figure, [*figure.axes, *figure.legends])
-        _show_first(shown["figure"], now)
-        picture.show(shown["figure"].png(), shown["figure"].figure.alt_text)
+        now = controls.schedule()
+        controls.tell_recipe(now)
+        picture.show(*curves.show(now))
         say(words, _words(now))
-        recipe.value = next((r for r, choices in RECIPES.items() if choices == (now.name, now.flow_shift)), None)
-
-    def follow_recipe() -> None:
-        if recipe.value is not None:
-            name, shift = RECIPES[recipe.value]
-            bend.value = bend.value if shift is None else shift
-            rule.value = name
 
     def keep() -> None:
-        now = made()
-        kept.pop(_name(now), None)
-        for oldest in list(kept)[: len(kept) + 2 - MOST_CURVES]:
-            del kept[oldest]
-        kept[_name(now)] = now
-        start_over()
-
-    def start_over() -> None:
-        shown.clear()
+        curves.keep(controls.schedule())
         redraw()
 
-    on_change(redraw, steps, bend, rule)
-    recipe.observe(lambda change: follow_recipe(), names="value")
-    pin.on_click(lambda button: keep())
-    clear.on_click(lambda button: (kept.clear(), start_over()))
-    return box.LabBox([row(steps, bend), row(rule, recipe, pin, clear), picture, words])
+    def forget() -> None:
+        curves.forget()
+        redraw()
+
+    controls.pin.on_click(lambda button: keep())
+    controls.clear.on_click(lambda button: forget())
+    on_change(redraw, controls.steps, controls.shift, controls.spacing)
+    return box.LabBox([*controls.rows(), picture, words])
+
+
+class _Controls:
+    """What makes a schedule.
+
+    Args:
+        start: where they stand first, if they can make it.
+    """
+
+    def __init__(self, start: Schedule) -> None:
+        w = ipywidgets()
+        name, shift = (start.name, start.flow_shift) if start.name in RULES else ("native-flow", None)
+        self.steps = slider("steps", 1, MOST_STEPS, start.num_steps)
+        self.shift = w.FloatLogSlider(
+            value=shift or NANO_SHIFT,
+            base=10,
+            min=-1,
+            max=np.log10(20),
+            step=0.01,
+            description="flow shift",
+            continuous_update=False,
+            readout_format=".2f",
+            layout={"width": "340px"},
+            style={"description_width": "70px"},
+        )
+        self.spacing = dropdown("spacing", RULES, name, width="230px")
+        self.recipe = dropdown("recipe", [("own", None), *((r, r) for r in RECIPES)], None, width="200px")
+        self.pin, self.clear = w.Button(description="Keep this curve"), w.Button(description="Forget kept curves")
+        self.choices = name, shift
+        self.recipe.observe(lambda change: self._follow(change.new), names="value")
+
+    def rows(self) -> list["Widget"]:
+        """All of them, side by side in two rows."""
+        return [row(self.steps, self.shift), row(self.spacing, self.recipe, self.pin, self.clear)]
+
+    def schedule(self) -> Schedule:
+        """What they say now."""
+        return _made(self.steps.value, self.spacing.value, self.shift.value)
+
+    def tell_recipe(self, now: Schedule) -> None:
+        """Name the recipe that asks for this, and lock what has no meaning.
+
+        Args:
+            now: from `schedule`.
+        """
+        self.shift.disabled = now.flow_shift is None
+        self.recipe.value = next((r for r, choices in RECIPES.items() if choices == (now.name, now.flow_shift)), None)
+
+    def _follow(self, recipe: str | None) -> None:
+        if recipe is not None:
+            name, shift = RECIPES[recipe]
+            self.shift.value = self.shift.value if shift is None else shift
+            self.spacing.value = name
+
+
+class _Curves:
+    """The picture: the curve of the sliders beside those that are kept.
+
+    Args:
+        kept: by name.
+    """
+
+    def __init__(self, kept: dict[str, Schedule]) -> None:
+        self.kept, self.moving = kept, None
+
+    def show(self, now: Schedule) -> tuple[bytes, str]:
+        """The picture with this schedule, and what is on it in words."""
+        from cosmos3_lab.widget_canvas import MovingFigure
+
+        if self.moving is None:
+            figure = plot_schedules({NOW + _name(now): now} | self.kept)
+            self.moving = MovingFigure(figure, [*figure.axes, *figure.legends])
+        _show_first(self.moving, now)
+        return self.moving.png(), self.moving.figure.alt_text
+
+    def keep(self, schedule: Schedule) -> None:
+        """Keep a curve; the oldest makes room."""
+        self.kept.pop(_name(schedule), None)
+        for oldest in list(self.kept)[: len(self.kept) + 2 - MOST_CURVES]:
+            del self.kept[oldest]
+        self.kept[_name(schedule)] = schedule
+        self.moving = None
+
+    def forget(self) -> None:
+        """Keep none."""
+        self.kept.clear()
+        self.moving = None
 
 
 def schedule_is_shown(start: Schedule, name: str, shift: float | None) -> bool:
@@ -120,9 +168,13 @@ def schedule_is_shown(start: Schedule, name: str, shift: float | None) -> bool:
         start: the schedule.
         name, shift: where the sliders stand.
     """
-    n = start.num_steps
-    made = karras_schedule(n) if name == "karras" else flow_schedule(n, flow_shift=shift or 10.0, variant=name)
-    return bool(np.allclose(made.sigmas, start.sigmas, atol=1e-6))
+    return bool(np.allclose(_made(start.num_steps, name, shift).sigmas, start.sigmas, atol=1e-6))
+
+
+def _made(steps: int, name: str, shift: float | None) -> Schedule:
+    if name == "karras":
+        return karras_schedule(steps)
+    return flow_schedule(steps, flow_shift=shift or NANO_SHIFT, variant=name)
 
 
 def _show_first(shown: "MovingFigure", schedule: Schedule) -> None:

@@ -41,6 +41,7 @@ WINDOW_SECONDS = {"linear": 0.032, "mel": 0.064}  # low mel bands are narrow and
 MEL_BANDS = 64
 FLOOR_DB = -80.0  # the quietest that figures show
 MEL_TICKS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)  # Hz
+WAVEFORM = "waveform"  # gid of the lines of samples
 LANE = 2.2  # amplitudes between the middles of two channels
 # The timeline's measures, in inches.
 WIDTH, LEFT, PLOT_WIDTH = 10.0, 0.8, 8.2
@@ -124,19 +125,59 @@ def plot_spectrogram(waveform: Numbers, sample_rate: int, *, scale: Scale = "lin
 
 def _draw_spectrogram(waveform: Numbers, sample_rate: int, scale: Scale, ax: "Axes | None") -> "AxesImage":
     levels, hop = spectrogram_db(waveform, sample_rate, scale=scale)
-    ax = axes_or_new(ax, 9.0, 3.2)
-    half = sample_rate / 2
-    top = half / 1000 if scale == "linear" else hertz_to_mel(half)
-    # each moment's colour lies around its time
-    extent = (-hop / 2, (levels.shape[1] - 0.5) * hop, 0, top)
+    image = draw_levels(axes_or_new(ax, 9.0, 3.2), levels, hop, sample_rate, scale=scale)
+    dress(image.axes, y="frequency (kHz)" if scale == "linear" else "frequency (Hz, mel)")
+    seconds = np.shape(waveform)[-1] / sample_rate
+    describe(image.axes, f"Spectrogram of {seconds:.2f} s of sound, {scale} frequency axis")
+    return image
+
+
+def draw_levels(ax: "Axes", levels: np.ndarray, hop: float, sample_rate: int, *, scale: Scale) -> "AxesImage":
+    """The levels of a spectrogram over time and frequency, with the frequency axis; the caller sets the limits in time.
+
+    Args:
+        ax: to draw on.
+        levels, hop: from `spectrogram_db`.
+        sample_rate: in Hz.
+        scale: of the levels.
+    """
+    extent = spectrogram_extent(levels, hop, sample_rate, scale=scale)
     look = {"cmap": STYLE["sound"], "vmin": FLOOR_DB, "vmax": 0, "interpolation": "nearest"}
     image = ax.imshow(levels, origin="lower", aspect="auto", extent=extent, **look)
     if scale == "mel":
-        ticks = [f for f in MEL_TICKS if f <= half]
-        ax.set_yticks([hertz_to_mel(f) for f in ticks], [f"{f:g}" if f < 1000 else f"{f / 1000:g}k" for f in ticks])
-    dress(ax, y="frequency (kHz)" if scale == "linear" else "frequency (Hz, mel)")
-    describe(ax, f"Spectrogram of {np.shape(waveform)[-1] / sample_rate:.2f} s of sound, {scale} frequency axis")
+        ticks = mel_ticks(sample_rate)
+        ax.set_yticks(list(ticks.values()), list(ticks))
+    ax.set_ylim(max(extent[2], 0), min(extent[3], _top(sample_rate, scale)))
     return image
+
+
+def spectrogram_extent(levels: np.ndarray, hop: float, sample_rate: int, *, scale: Scale) -> tuple[float, float, float, float]:
+    """Left and right end in seconds, lower and upper end in kHz or mel: each level's colour lies around its time and frequency.
+
+    Args:
+        levels, hop: from `spectrogram_db`.
+        sample_rate: in Hz.
+        scale: of the levels.
+    """
+    bands, moments = levels.shape
+    # the first and the last bin are at the ends of the scale, mel bands one step inside of them
+    first, gaps = (0, bands - 1) if scale == "linear" else (1, bands + 1)
+    step = _top(sample_rate, scale) / gaps
+    return -hop / 2, (moments - 0.5) * hop, (first - 0.5) * step, (first + bands - 0.5) * step
+
+
+def mel_ticks(sample_rate: int) -> dict[str, float]:
+    """Where the marks of a mel axis stand, in mel, by their text in Hz.
+
+    Args:
+        sample_rate: in Hz; what it cannot hold has no mark.
+    """
+    return {f"{f:g}" if f < 1000 else f"{f / 1000:g}k": hertz_to_mel(f) for f in MEL_TICKS if f <= sample_rate / 2}
+
+
+def _top(sample_rate: int, scale: Scale) -> float:
+    """The upper end of the frequency scale, in kHz or mel."""
+    return sample_rate / 2000 if scale == "linear" else hertz_to_mel(sample_rate / 2)
 
 
 def plot_sound(waveform: Numbers, sample_rate: int, *, scale: Scale = "mel") -> "Figure":
@@ -178,7 +219,7 @@ def plot_waveform(waveform: Numbers, sample_rate: int, *, ax: "Axes | None" = No
     times = np.arange(samples) / sample_rate
     for channel, middle in zip(array, middles, strict=True):
         ax.axhline(middle, color=STYLE["rule"], linewidth=0.8, zorder=0)
-        ax.plot(times, channel + middle, color=SOUND, linewidth=0.7)
+        ax.plot(times, channel + middle, color=SOUND, linewidth=0.7, gid=WAVEFORM)
     names = {1: ["mono"], 2: ["left", "right"]}.get(count, [f"channel {i}" for i in range(count)])
     ticks = [
         (middle + end, text)

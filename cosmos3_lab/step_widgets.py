@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cosmos3_lab.denoise import StepRecord
 from cosmos3_lab.figure_style import (
+    MOST_FRAMES,
     SOUND,
     STYLE,
     VIDEO,
@@ -42,14 +43,12 @@ from cosmos3_lab.widget_parts import (
 if TYPE_CHECKING:
     from ipywidgets import Widget
     from matplotlib.axes import Axes
-    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from cosmos3_lab.widget_canvas import Mosaic
-
-MOST_FRAMES = 9  # of a row of maps
 SCALES = [("each step its own", "step"), ("same at every step", "run")]
+SHARES = (0.0, 0.5, 1.0)  # of a scale, where its numbers stand
+READ_WELL = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 def rms_map(video: Tensor) -> Float[np.ndarray, "t h w"]:
@@ -80,8 +79,6 @@ def guidance_lens(records: Sequence[StepRecord]) -> "Widget | Figure":
 
 
 def _build_guidance(records: list[StepRecord]) -> "Widget":
-    from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
-
     box = lab_box()
     apart = [record.velocity.cond.map(lambda c, u: c - u, record.velocity.uncond) for record in records]
     maps = np.stack([rms_map(latents.video) for latents in apart])  # [steps, t, h, w]
@@ -90,47 +87,74 @@ def _build_guidance(records: list[StepRecord]) -> "Widget":
         sounds = np.stack([as_array(latents.sound)[0] for latents in apart])
         over_time["sound"] = np.sqrt(reduce(sounds**2, "s n d -> s n", "mean"))
     del apart
+    records = [record.keep("summary") for record in records]
     steps, scrub, link = step_controls(records)
     scale_row, scale = buttons("scale", SCALES, "step")
     picture, words = box.Picture(), line()
-
-    figure, (top, left, right) = _three_panels()
-    frames = pick_evenly(maps.shape[1], MOST_FRAMES)
-    tiles = Mosaic(top, maps[0, frames], columns=MOST_FRAMES, names=[f"frame {f}" for f in frames], cmap=STYLE["amount"])
-    bar = _amount_bar(tiles)
-    indices = [record.index for record in records]
-    for name in over_time:
-        left.plot(indices, [record.rms[f"{name}.guidance"] for record in records], label=name, **LOOKS[name])
-    dress(left, title="Over the steps", x="step", y=r"rms of $v_{cond} - v_{uncond}$", grid="both")
-    left.set_ylim(bottom=0)
-    dress_legend(left)
-    _fill_legend(left)
-    curves = {}
-    for name, values in over_time.items():
-        count = values.shape[1]
-        look = LOOKS[name] | {"marker": "o" if name == "video" else ""}
-        (curves[name],) = right.plot((np.arange(count) + 0.5) / count, values[0], **look)
-    dress(right, title="Over the clip, at this step", x="share of the clip's time", y="rms", grid="both")
-    right.set(xlim=(0, 1))
-    mark = step_marker(left, records)
-    moving = MovingFigure(figure, [tiles.image, bar.ax, mark, left.get_legend(), right])
+    panes = _GuidancePanes(records, maps, over_time)
 
     def redraw() -> None:
-        at = scrub.value - indices[0]
-        tiles.show(maps[at, frames])
-        tiles.image.set_clim(0, (maps if scale.value == "run" else maps[at]).max() or 1)
-        mark.set_xdata([scrub.value, scrub.value])
-        for name, curve in curves.items():
-            curve.set_ydata(over_time[name][at])
-        seen = [values if scale.value == "run" else values[at] for values in over_time.values()]
-        right.set_ylim(0, 1.08 * max(values.max() for values in seen) or 1)
-        numbers = ", ".join(f"{name} {records[at].rms[f'{name}.guidance']:.3f}" for name in over_time)
-        picture.show(moving.png(), f"Where and when the prompt moves the velocity at {step_words(records[at])}")
-        say(words, f"{step_words(records[at])}; the prompt moves the velocity by rms {numbers}")
+        record = records[scrub.value - records[0].index]
+        panes.show(record, whole_run=scale.value == "run")
+        numbers = ", ".join(f"{name} {record.rms[f'{name}.guidance']:.3f}" for name in over_time)
+        picture.show(panes.moving.png(), f"Where and when the prompt moves the velocity at {step_words(record)}")
+        say(words, f"{step_words(record)}; the prompt moves the velocity by rms {numbers}")
 
-    records = [record.keep("summary") for record in records]
     on_change(redraw, scrub, scale)
     return box.LabBox([row(steps, scale_row), picture, words], links=[link])
+
+
+class _GuidancePanes:
+    """Maps of one step, the rms over the steps, and over the clip at this step.
+
+    Args:
+        records: with numbers.
+        maps: `[steps, t, h, w]`.
+        over_time: `[steps, places]` of each modality.
+    """
+
+    def __init__(self, records: Sequence[StepRecord], maps: np.ndarray, over_time: dict[str, np.ndarray]) -> None:
+        from cosmos3_lab.figure_canvas import LabAxes
+        from cosmos3_lab.widget_canvas import MovingFigure, moving_labels
+
+        figure = new_figure(10.0, 4.4)
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.1, 2))
+        top, left, right = (figure.add_subplot(p, axes_class=LabAxes) for p in (grid[0, :], grid[1, 0], grid[1, 1]))
+        self.first, self.over_time, self.maps = records[0].index, over_time, _Maps(top, maps)
+        indices = [record.index for record in records]
+        for name in over_time:
+            left.plot(indices, [record.rms[f"{name}.guidance"] for record in records], label=name, **LOOKS[name])
+        dress(left, title="Over the steps", x="step", y=r"rms of $v_{cond} - v_{uncond}$", grid="both")
+        left.set_ylim(bottom=0)
+        dress_legend(left)
+        _fill_legend(left)
+        self.curves = {}
+        for name, values in over_time.items():
+            count = values.shape[1]
+            look = LOOKS[name] | {"marker": "o" if name == "video" else ""}
+            (self.curves[name],) = right.plot((np.arange(count) + 0.5) / count, values[0], **look)
+        dress(right, title="Over the clip, at this step", x="share of the clip's time", y="rms", grid="both")
+        right.set(xlim=(0, 1), ylim=(0, 1.05))
+        self.numbers = moving_labels(right.yaxis, SHARES, widest="0.0075")
+        self.mark = step_marker(left, records)
+        moving = [*self.maps.moving, self.mark, *self.curves.values(), *self.numbers]
+        self.moving = MovingFigure(figure, moving, above=[left.get_legend()])
+
+    def show(self, record: StepRecord, *, whole_run: bool) -> None:
+        """Put another step in.
+
+        Args:
+            record: of the step.
+            whole_run: whether the scales are those of all steps.
+        """
+        at = record.index - self.first
+        self.maps.show(at, whole_run=whole_run)
+        self.mark.set_xdata([record.index, record.index])
+        limit = round_up(max(float((values if whole_run else values[at]).max()) for values in self.over_time.values()))
+        for name, curve in self.curves.items():
+            curve.set_ydata(self.over_time[name][at] / limit)
+        for share, text in zip(SHARES, self.numbers, strict=True):
+            text.set_text(f"{share * limit:.3g}")
 
 
 # ------------------------------------------------------------------------------------------------------------- unipc
@@ -150,48 +174,60 @@ def unipc_lens(records: Sequence[StepRecord]) -> "Widget | Figure":
 
 
 def _build_unipc(records: list[StepRecord]) -> "Widget":
-    from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
-
     box = lab_box()
     predicted = np.stack([rms_map(record.predictor_move.video) for record in records])
     corrected = np.stack(
         [np.zeros_like(predicted[0]) if r.corrector_move is None else rms_map(r.corrector_move.video) for r in records]
     )
+    records = [record.keep("summary") for record in records]
     steps, scrub, link = step_controls(records)
     scale_row, scale = buttons("scale", SCALES, "step")
     picture, words = box.Picture(), line()
-
-    figure = new_figure(10.0, 5.6)
-    from cosmos3_lab.figure_canvas import LabAxes
-
-    grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 2), width_ratios=(2, 1))
-    axes = [figure.add_subplot(p, axes_class=LabAxes) for p in (grid[0, :], grid[1, :], grid[2, 0], grid[2, 1])]
-    frames = pick_evenly(predicted.shape[1], MOST_FRAMES)
-    rows = {}
-    for ax, name, maps in zip(axes, ("corrector", "predictor"), (corrected, predicted), strict=False):
-        names = [f"frame {f}" for f in frames]
-        tiles = Mosaic(ax, maps[0, frames], columns=MOST_FRAMES, names=names, cmap=STYLE["amount"])
-        ax.set_ylabel(name, color=STYLE["ink"], fontsize=STYLE["text_size"])
-        rows[name] = tiles, maps, _amount_bar(tiles)
-    indices = [record.index for record in records]
-    marks = [_draw_moves(axes[2], records), _draw_orders(axes[3], records)]
-    legends = [ax.get_legend() for ax in axes[2:]]  # over the marks
-    parts = [part for tiles, _, bar in rows.values() for part in (tiles.image, bar.ax)]
-    moving = MovingFigure(figure, [*parts, *marks, *legends])
+    panes = _UniPCPanes(records, {"corrector": corrected, "predictor": predicted})
 
     def redraw() -> None:
-        at = scrub.value - indices[0]
-        for tiles, maps, _ in rows.values():
-            tiles.show(maps[at, frames])
-            tiles.image.set_clim(0, (maps if scale.value == "run" else maps[at]).max() or 1)
-        for mark in marks:
-            mark.set_xdata([scrub.value, scrub.value])
-        picture.show(moving.png(), f"What corrector and predictor move at {step_words(records[at])}")
-        say(words, _solver_words(records[at]))
+        record = records[scrub.value - records[0].index]
+        panes.show(record, whole_run=scale.value == "run")
+        picture.show(panes.moving.png(), f"What corrector and predictor move at {step_words(record)}")
+        say(words, _solver_words(record))
 
-    records = [record.keep("summary") for record in records]
     on_change(redraw, scrub, scale)
     return box.LabBox([row(steps, scale_row), picture, words], links=[link])
+
+
+class _UniPCPanes:
+    """Maps of what each part moves at one step; how far and with which order at all steps.
+
+    Args:
+        records: with numbers.
+        maps: `[steps, t, h, w]` of each part.
+    """
+
+    def __init__(self, records: Sequence[StepRecord], maps: dict[str, np.ndarray]) -> None:
+        from cosmos3_lab.figure_canvas import LabAxes
+        from cosmos3_lab.widget_canvas import MovingFigure
+
+        figure = new_figure(10.0, 5.6)
+        grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 2), width_ratios=(2, 1))
+        *rows, far, order = (figure.add_subplot(p, axes_class=LabAxes) for p in (grid[0, :], grid[1, :], grid[2, 0], grid[2, 1]))
+        self.first, self.rows = records[0].index, [_Maps(ax, part) for ax, part in zip(rows, maps.values(), strict=True)]
+        for ax, name in zip(rows, maps, strict=True):
+            ax.set_ylabel(name, color=STYLE["ink"], fontsize=STYLE["text_size"])
+        self.marks = [_draw_moves(far, records), _draw_orders(order, records)]
+        moving = [*(artist for part in self.rows for artist in part.moving), *self.marks]
+        self.moving = MovingFigure(figure, moving, above=[far.get_legend(), order.get_legend()])
+
+    def show(self, record: StepRecord, *, whole_run: bool) -> None:
+        """Put another step in.
+
+        Args:
+            record: of the step.
+            whole_run: whether the scales are those of all steps.
+        """
+        for part in self.rows:
+            part.show(record.index - self.first, whole_run=whole_run)
+        for mark in self.marks:
+            mark.set_xdata([record.index, record.index])
 
 
 def _draw_moves(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
@@ -232,22 +268,45 @@ def _solver_words(record: StepRecord) -> str:
 # -------------------------------------------------------------------------------------------------------------- both
 
 
-def _three_panels() -> tuple["Figure", list["Axes"]]:
-    """A wide panel above two."""
-    from cosmos3_lab.figure_canvas import LabAxes
+class _Maps:
+    """A row of maps of amounts with a colour bar, one step at a time.
 
-    figure = new_figure(10.0, 4.4)
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.1, 2))
-    return figure, [figure.add_subplot(place, axes_class=LabAxes) for place in (grid[0, :], grid[1, 0], grid[1, 1])]
+    The bar stays as it is and the maps are shares of its upper end, for numbers are drawn in a tenth of a bar's time.
+
+    Args:
+        ax: to draw on.
+        maps: `[steps, t, h, w]`.
+    """
+
+    def __init__(self, ax: "Axes", maps: np.ndarray) -> None:
+        from cosmos3_lab.widget_canvas import Mosaic, moving_labels
+
+        self.steps, self.frames = maps, pick_evenly(maps.shape[1], MOST_FRAMES)
+        names, look = [f"frame {f}" for f in self.frames], {"cmap": STYLE["amount"], "vmin": 0, "vmax": 1}
+        self.tiles = Mosaic(ax, maps[0, self.frames], columns=MOST_FRAMES, names=names, **look)
+        bar = add_colour_bar(self.tiles.image, [ax], "rms over C", pad=0.01, aspect=10)
+        self.numbers = moving_labels(bar.ax.yaxis, SHARES, widest="0.00058")
+        self.moving = [self.tiles.image, *self.numbers]
+
+    def show(self, at: int, *, whole_run: bool) -> None:
+        """Put another step in.
+
+        Args:
+            at: its place among the steps.
+            whole_run: whether the scale is that of all steps.
+        """
+        limit = float((self.steps if whole_run else self.steps[at]).max()) or 1.0
+        self.tiles.show(self.steps[at, self.frames] / limit)
+        for share, text in zip(SHARES, self.numbers, strict=True):
+            text.set_text(f"{share * limit:.2g}")
 
 
-def _amount_bar(tiles: "Mosaic") -> "Colorbar":
-    """A colour bar with three numbers, whose width does not depend on what they are."""
-    from matplotlib.ticker import LinearLocator
-
-    tiles.image.set_clim(0, 0.00116)  # numbers as wide as they get, while the room is laid out
-    look = {"ticks": LinearLocator(3), "format": lambda value, place: f"{value:.2g}"}
-    return add_colour_bar(tiles.image, [tiles.ax], "rms over C", pad=0.01, aspect=10, **look)
+def round_up(value: float) -> float:
+    """The next number that reads well, such as 0.15 for 0.13; 1 for 0."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next((power * n for n in READ_WELL if power * n >= value), 10 * power))
 
 
 def _fill_legend(ax: "Axes") -> None:

@@ -7,22 +7,25 @@ Read next: `widget_box.py`.
 """
 
 from collections.abc import Sequence
-from io import BytesIO
+from struct import pack
 from typing import Any
+from zlib import compress, crc32
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from PIL import Image
+from matplotlib.text import Text
 
 from cosmos3_lab.figure_canvas import CSS_PIXELS_PER_INCH, LabFigure
 from cosmos3_lab.figure_style import STYLE
 
 GAP = 1  # latent pixels between two tiles of a mosaic
+UP, RGB = 2, 2  # numbers of the PNG format: a filter, a kind of colour
 
 
 class MovingFigure:
@@ -30,27 +33,74 @@ class MovingFigure:
 
     Args:
         figure: drawn, with everything in its place.
-        moving: artists that will change, in the order in which they are painted over the rest; whole axes are welcome.
+        moving: artists that will change, in the order in which they are painted over the rest; whole axes are welcome, but cost
+            as much as all the others. Of an axis whose numbers change, its `moving_labels` are enough.
+        above: artists that stay as they are, over the moving ones, such as a legend.
     """
 
-    def __init__(self, figure: LabFigure, moving: Sequence[Artist]) -> None:
+    def __init__(self, figure: LabFigure, moving: Sequence[Artist], *, above: Sequence[Artist] = ()) -> None:
         self.figure, self.moving = figure, list(moving)
         figure.set_dpi(CSS_PIXELS_PER_INCH)
         self.canvas = FigureCanvasAgg(figure)
-        for artist in self.moving:
+        for artist in (*self.moving, *above):
             artist.set_animated(True)  # left out of the background
+        colours = [(artist, artist.get_color()) for artist in self.moving if isinstance(artist, Text)]
+        for text, _ in colours:
+            text.set_color("none")  # the labels of an axis are drawn with it, animated or not
         self.canvas.draw()
+        for text, colour in colours:
+            text.set_color(colour)
         figure.set_layout_engine("none")
         self.background = self.canvas.copy_from_bbox(figure.bbox)
+        self.above = [self._alone(artist) for artist in above]
 
     def png(self) -> bytes:
         """The picture as it is now, one image pixel for each CSS pixel."""
         self.canvas.restore_region(self.background)
         for artist in self.moving:
             self.figure.draw_artist(artist)
-        buffer = BytesIO()
-        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=3)
-        return buffer.getvalue()
+        pixels = np.array(np.asarray(self.canvas.buffer_rgba())[..., :3])
+        for place, colours, alpha in self.above:
+            pixels[place] = pixels[place] * (1 - alpha) + colours * alpha + 0.5
+        return png_bytes(pixels)
+
+    def _alone(self, artist: Artist) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+        """An artist on nothing: its place in the picture, colours, and opacity in [0, 1]."""
+        self.canvas.get_renderer().clear()
+        self.figure.draw_artist(artist)
+        sheet = np.asarray(self.canvas.buffer_rgba())
+        rows, columns = (np.flatnonzero(sheet[..., 3].any(axis=axis)) for axis in (1, 0))
+        place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        cut = sheet[place].astype(np.float32)
+        return place, cut[..., :3], cut[..., 3:] / 255
+
+
+def png_bytes(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """A PNG, written in half of the time that a thorough writer takes.
+
+    Args:
+        pixels: in RGB.
+    """
+    height, width, _ = pixels.shape
+    lines = np.empty((height, 1 + 3 * width), np.uint8)
+    lines[:, 0], flat = UP, pixels.reshape(height, -1)
+    lines[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])  # from the line above; wraps around, as it should
+    parts = {b"IHDR": pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0), b"IDAT": compress(lines, 1), b"IEND": b""}
+    chunks = (pack(">I", len(data)) + kind + data + pack(">I", crc32(kind + data)) for kind, data in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def moving_labels(axis: Axis, places: Sequence[float], *, widest: str) -> list[Text]:
+    """The texts beside fixed ticks, for `MovingFigure`, which draws them alone; `set_text` changes one.
+
+    Args:
+        axis: gets these ticks.
+        places: within the ends of the axis, for outside of them too they would be drawn.
+        widest: text that needs as much room as any that will stand there.
+    """
+    axis.set_ticks(list(places), [widest] * len(places))
+    return axis.get_majorticklabels()
 
 
 class Mosaic:

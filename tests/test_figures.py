@@ -430,7 +430,8 @@ def test_spectrograms_have_hertz_seconds_and_decibels():
     axes = figures.plot_spectrogram(wave, RATE)
     levels, hop = spectrogram_db(wave, RATE)
     assert np.array_equal(axes.images[0].get_array(), levels)
-    assert axes.images[0].get_extent() == pytest.approx((-hop / 2, (levels.shape[1] - 0.5) * hop, 0, 8))  # each around its moment
+    half = 8 / (levels.shape[0] - 1) / 2  # of a bin: each level lies around its moment and its frequency
+    assert axes.images[0].get_extent() == pytest.approx((-hop / 2, (levels.shape[1] - 0.5) * hop, -half, 8 + half))
     assert axes.images[0].get_clim() == (FLOOR_DB, 0)
     assert axes.get_xlim() == (0, 0.5)
     assert axes.get_ylim() == (0, 8)
@@ -443,7 +444,18 @@ def test_mel_ticks_stand_at_their_frequency():
     assert dict(zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True)) == pytest.approx(
         {"100": hertz_to_mel(100.0), "300": hertz_to_mel(300.0), "1k": hertz_to_mel(1000.0), "3k": hertz_to_mel(3000.0)}
     )
-    assert axes.get_ylim() == (0, pytest.approx(hertz_to_mel(8000.0)))
+    assert axes.get_ylim() == pytest.approx((hertz_to_mel(8000.0) / 130, hertz_to_mel(8000.0) * 129 / 130))
+
+
+@pytest.mark.parametrize("scale", ["linear", "mel"])
+def test_a_tone_lies_at_its_frequency_on_the_axis(scale):
+    axes = figures.plot_spectrogram(tone(1000), RATE, scale=scale)
+    (image,) = axes.images
+    levels, (_, _, low, high) = image.get_array(), image.get_extent()
+    loudest = np.asarray(levels).mean(axis=1).argmax()
+    band = (high - low) / len(levels)
+    wanted = 1.0 if scale == "linear" else hertz_to_mel(1000.0)
+    assert low + (loudest + 0.5) * band == pytest.approx(wanted, abs=0.501 * band)
 
 
 def test_a_waveform_has_a_lane_for_each_channel(run):

@@ -13,7 +13,9 @@ from cosmos3_lab import job as job_module
 from cosmos3_lab.job import Job, free_name
 from cosmos3_lab.panel import PanelNote, generation_panel
 from cosmos3_lab.panel_box import GenerationPanel
+from cosmos3_lab.panel_pictures import spectrogram_html
 from cosmos3_lab.preview import LatentPreview
+from cosmos3_lab.sound_figures import spectrogram_db
 from cosmos3_lab.timing import PhaseTimer
 
 PROMPT = "a <b>red</b> ball & a box"
@@ -450,6 +452,18 @@ def test_a_silent_run_has_no_sound(panel):
     assert panel.job.join(SOON)
     assert "no sound" in panel.spectrogram.value
     assert read_mp4(panel.result.path).sample_rate is None
+
+
+def test_the_spectrogram_and_its_axis_have_the_same_ends():
+    rate = 16_000
+    wave = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)[None]
+    html = spectrogram_html(wave, rate, "a tone")
+    left, width = (float(re.search(rf"{name}: (-?[\d.]+)%; (?:width|max)", html)[1]) for name in ("left", "width"))
+    levels, hop = spectrogram_db(wave, rate, scale="mel")
+    assert left == pytest.approx(-100 * hop / 2, abs=0.01)  # the first moment is in the middle of its column
+    assert width == pytest.approx(100 * hop * levels.shape[1], abs=0.01)
+    tick = float(re.search(r"bottom: ([\d.]+)%[^>]*>1k<", html)[1]) / 100
+    assert tick == pytest.approx((levels.mean(axis=1).argmax() + 0.5) / len(levels), abs=0.51 / len(levels))
 
 
 def test_an_example_fills_the_prompt(panel, tiny):

@@ -23,10 +23,9 @@ from cosmos3_lab import (
     load_cosmos3,
     prepare_denoise,
 )
-from cosmos3_lab.figure_style import pick_evenly
+from cosmos3_lab.figure_style import MOST_FRAMES, pick_evenly
 from cosmos3_lab.repr_html import LONGEST_TEXT, number_text, statistics, tensor_table, text_block
 from cosmos3_lab.repr_pictures import (
-    FRAMES,
     cache_picture,
     clip_picture,
     count_text,
@@ -355,7 +354,7 @@ def test_a_strip_shows_frames_of_both_ends_in_one_basis():
     video = torch.randn(1, 4, 30, 3, 5)
     figure = latents_picture({"sample": Latents(video), "x0": Latents(2 * video)})
     sample, x0 = figure.axes
-    picked = np.moveaxis(video[0, :, pick_evenly(30, FRAMES)].numpy(), 0, -1)
+    picked = np.moveaxis(video[0, :, pick_evenly(30, MOST_FRAMES)].numpy(), 0, -1)
     basis = false_colour_basis(2 * picked)
     assert np.allclose(images(sample), false_colours(picked, basis))
     assert np.allclose(images(x0), false_colours(2 * picked, basis))
@@ -373,7 +372,7 @@ def test_only_a_few_frames_are_copied(monkeypatch):
     monkeypatch.setattr(Tensor, "cpu", lambda self: copied.append(self.numel()) or cpu(self))
     video = torch.zeros(1, 8, 90, 4, 6)
     page(Latents(video))
-    assert copied == [video.numel() // 90 * FRAMES]
+    assert copied == [video.numel() // 90 * MOST_FRAMES]
 
 
 def test_a_clip_shows_the_frames_that_are_on_screen(records):

@@ -22,11 +22,13 @@ from cosmos3_lab.figure_canvas import LabAxes, LabFigure
 from cosmos3_lab.figure_style import new_panels
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
-from cosmos3_lab.sound_widgets import wav_bytes
-from cosmos3_lab.step_widgets import rms_map
+from cosmos3_lab.sound_widgets import _Panes as SoundPanes
+from cosmos3_lab.sound_widgets import outline, wav_bytes
+from cosmos3_lab.step_widgets import _Maps as StepMaps
+from cosmos3_lab.step_widgets import rms_map, round_up
 from cosmos3_lab.token_widgets import PAGE
 from cosmos3_lab.widget_box import LabBox, Picture, descendants
-from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
+from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels, png_bytes
 from cosmos3_lab.widget_parts import check_records
 
 STEPS = 5
@@ -302,6 +304,7 @@ def test_a_silent_run_has_no_audio_player(pico, in_kernel):
     records = generate(pico, "a red circle", **options).records
     widget = widgets.denoise_player(records, pico)
     assert inside(widget, ipywidgets.Audio) == []
+    assert 'alt="Clean video predicted' in the(widget, Picture).value
     before = png(widget)
     step_slider(widget).value = 1
     assert png(widget) != before
@@ -441,3 +444,71 @@ def test_what_moves_is_drawn_over_what_stays():
     a, b = (np.asarray(Image.open(BytesIO(data)), int) for data in (first, second))
     columns = np.flatnonzero(np.abs(a - b).sum(axis=(0, 2)))
     assert columns.size <= 12  # only where the line was and is
+
+
+def test_an_outline_reaches_as_far_as_the_samples():
+    samples = np.random.default_rng(0).normal(size=10_001)
+    samples[7000] = 9.0
+    moments, values = outline(samples, most=100)
+    assert len(values) <= 200
+    assert (values.min(), values.max()) == (samples.min(), 9.0)
+    assert (np.diff(moments) > 0).all()
+    assert moments[values.argmax()] == pytest.approx(7000, abs=101)
+    assert np.array_equal(outline(samples[:150], most=100)[1], samples[:150])
+
+
+def test_looking_closer_moves_the_times_and_the_ticks_stay(run, in_kernel):
+    panes = SoundPanes(run.output.waveform, run.output.sample_rate, "mel")
+
+    def on_page():
+        return np.round([text.get_transform().transform(text.get_position())[0] for text in panes.numbers])
+
+    panes.show(0.1, 0.2)
+    assert [text.get_text() for text in panes.numbers] == ["0.100", "0.120", "0.140", "0.160", "0.180", "0.200"]
+    before = on_page()
+    panes.show(0.1, 0.5)
+    assert panes.numbers[-1].get_text() == "0.50"
+    assert np.array_equal(on_page(), before)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def test_pngs_are_what_was_drawn():
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(BytesIO(png_bytes(image)))), image)
+
+
+def test_what_is_drawn_in_parts_looks_like_the_whole():
+    def drawn():
+        figure, ((ax,),) = new_panels(1, 1, 4.0, 3.0)
+        ax.set_ylim(0, 1.05)
+        labels = moving_labels(ax.yaxis, (0.0, 0.5, 1.0), widest="0.00")
+        (curve,) = ax.plot([0, 1, 2], [0.1, 0.9, 0.2], label="curve")
+        legend = ax.legend(loc="upper right", framealpha=0.5)
+        return figure, curve, labels, legend
+
+    figure, curve, labels, legend = drawn()
+    parts = MovingFigure(figure, [curve, *labels], above=[legend])
+    whole = MovingFigure(drawn()[0], [])
+    found, wanted = (np.asarray(Image.open(BytesIO(made.png()))).astype(int) for made in (parts, whole))
+    assert np.abs(found - wanted).max() <= 24  # edges that were blended in another order
+    assert (found != wanted).any(axis=-1).mean() < 0.02
+    labels[1].set_text("0.77")
+    assert not np.array_equal(np.asarray(Image.open(BytesIO(parts.png()))), found)
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(0.13, 0.15), (0.15, 0.15), (0.0081, 0.01), (1.0, 1.0), (9.9, 10.0), (0.0, 1.0)])
+def test_scales_end_at_numbers_that_read_well(value, wanted):
+    assert round_up(value) == pytest.approx(wanted)
+
+
+def test_the_numbers_of_a_map_are_those_of_its_step(run, in_kernel):
+    maps = np.stack([rms_map(record.predictor_move.video) for record in run.records])
+    row = StepMaps(new_panels(1, 1, 8.0, 1.0)[1][0, 0], maps)
+    row.show(2, whole_run=False)
+    assert [text.get_text() for text in row.numbers] == ["0", f"{maps[2].max() / 2:.2g}", f"{maps[2].max():.2g}"]
+    assert row.tiles.image.get_array().max() == pytest.approx(1)
+    row.show(2, whole_run=True)
+    assert row.numbers[-1].get_text() == f"{maps.max():.2g}"
+    assert row.tiles.image.get_array().max() == pytest.approx(maps[2].max() / maps.max())
