@@ -11,13 +11,13 @@ from cosmos3_lab.figure_style import as_array
 from cosmos3_lab.presets import PRESETS
 from cosmos3_lab.schedule import FLOW_VARIANTS, Schedule, flow_schedule, karras_schedule, log_snr
 from cosmos3_lab.schedule_figures import plot_schedules
-from cosmos3_lab.widget_parts import dropdown, has_front_end, ipywidgets, lab_box, line, on_change, row, say, slider
+from cosmos3_lab.widget_parts import dropdown, has_front_end, ipywidgets, lab_box, line, on_change, round_up, row, say, slider
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
     from matplotlib.figure import Figure
 
-    from cosmos3_lab.widget_canvas import MovingFigure
+    from cosmos3_lab.figure_canvas import LabFigure
 
 RULES = (*FLOW_VARIANTS, "karras")
 NANO_SHIFT = PRESETS["native"].flow_shift
@@ -143,8 +143,13 @@ class _Curves:
 
         if self.moving is None:
             figure = plot_schedules({NOW + _name(now): now} | self.kept)
-            self.moving = MovingFigure(figure, [*figure.axes, *figure.legends])
-        _show_first(self.moving, now)
+            self.limits = _set_limits(figure)
+            self.moving = MovingFigure(figure, [*(ax.lines[0] for ax in figure.axes), *figure.legends])
+        _show_first(self.moving.figure, now)
+        limits = _set_limits(self.moving.figure)
+        if limits != self.limits:
+            self.limits = limits
+            self.moving.draw_background()
         return self.moving.png(), self.moving.figure.alt_text
 
     def keep(self, schedule: Schedule) -> None:
@@ -177,24 +182,37 @@ def _made(steps: int, name: str, shift: float | None) -> Schedule:
     return flow_schedule(steps, flow_shift=shift or NANO_SHIFT, variant=name)
 
 
-def _show_first(shown: "MovingFigure", schedule: Schedule) -> None:
+def _show_first(figure: "LabFigure", schedule: Schedule) -> None:
     """Move the first curve of each panel to this schedule."""
-    level, clock, size = shown.figure.axes
+    level, clock, size = figure.axes
     sigmas = as_array(schedule.sigmas)
     steps = np.arange(len(sigmas))
     level.lines[0].set_data(steps, sigmas)
     clock.lines[0].set_data(steps[:-1], as_array(log_snr(schedule.sigmas[:-1])))
     size.lines[0].set_data(steps[:-1], -np.diff(sigmas))
-    for ax in (level, clock, size):
-        ax.relim()
-        ax.autoscale(axis="both" if ax is clock else "x")
-    size.set_ylim(0, 1.06 * max(line.get_ydata().max() for line in size.lines))
-    shown.figure.legends[0].get_texts()[0].set_text(NOW + _name(schedule))
-    shown.figure.alt_text = f"Sigma, log-SNR and step size over the steps of {', '.join(_names(shown))}."
+    names = figure.legends[0].get_texts()
+    names[0].set_text(NOW + _name(schedule))
+    figure.alt_text = f"Sigma, log-SNR and step size over the steps of {', '.join(name.get_text() for name in names)}."
 
 
-def _names(shown: "MovingFigure") -> list[str]:
-    return [text.get_text() for text in shown.figure.legends[0].get_texts()]
+def _set_limits(figure: "LabFigure") -> tuple[float, ...]:
+    """Round limits that hold all curves: they stay for most moves of a slider, which is quick, and calm to look at.
+
+    Returns:
+        The last step, the ends of log-SNR, and the largest step size on the axes.
+    """
+    level, clock, size = figure.axes
+    steps = max(curve.get_xdata()[-1] for curve in level.lines)
+    values = np.concatenate([curve.get_ydata() for curve in clock.lines])
+    values = values[np.isfinite(values)]  # infinite where sigma is 1
+    most = 10 * -(-steps // 10) if steps > 10 else 10
+    low, high = 2 * np.floor(values.min(initial=0) / 2), 2 * np.ceil(values.max(initial=0) / 2 + 0.1)
+    largest = round_up(max(float(curve.get_ydata().max()) for curve in size.lines))
+    for ax in figure.axes:
+        ax.set_xlim(-0.03 * most, 1.03 * most)
+    clock.set_ylim(low - 0.5, high)
+    size.set_ylim(0, 1.03 * largest)
+    return float(most), float(low), float(high), largest
 
 
 def _name(schedule: Schedule) -> str:

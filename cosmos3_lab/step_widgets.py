@@ -34,6 +34,7 @@ from cosmos3_lab.widget_parts import (
     lab_box,
     line,
     on_change,
+    round_up,
     row,
     say,
     step_controls,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 SCALES = [("each step its own", "step"), ("same at every step", "run")]
 SHARES = (0.0, 0.5, 1.0)  # of a scale, where its numbers stand
-READ_WELL = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 def rms_map(video: Tensor) -> Float[np.ndarray, "t h w"]:
@@ -299,14 +299,6 @@ class _Maps:
         self.tiles.show(self.steps[at, self.frames] / limit)
         for share, text in zip(SHARES, self.numbers, strict=True):
             text.set_text(f"{share * limit:.2g}")
-
-
-def round_up(value: float) -> float:
-    """The next number that reads well, such as 0.15 for 0.13; 1 for 0."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(next((power * n for n in READ_WELL if power * n >= value), 10 * power))
 
 
 def _fill_legend(ax: "Axes") -> None:

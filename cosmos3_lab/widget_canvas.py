@@ -44,15 +44,19 @@ class MovingFigure:
         self.canvas = FigureCanvasAgg(figure)
         for artist in (*self.moving, *above):
             artist.set_animated(True)  # left out of the background
+        self.draw_background()
+        figure.set_layout_engine("none")
+        self.above = [self._alone(artist) for artist in above]
+
+    def draw_background(self) -> None:
+        """Draw what does not move; again where it did, such as the limits of an axis."""
         colours = [(artist, artist.get_color()) for artist in self.moving if isinstance(artist, Text)]
         for text, _ in colours:
             text.set_color("none")  # the labels of an axis are drawn with it, animated or not
         self.canvas.draw()
         for text, colour in colours:
             text.set_color(colour)
-        figure.set_layout_engine("none")
-        self.background = self.canvas.copy_from_bbox(figure.bbox)
-        self.above = [self._alone(artist) for artist in above]
+        self.background = self.canvas.copy_from_bbox(self.figure.bbox)
 
     def png(self) -> bytes:
         """The picture as it is now, one image pixel for each CSS pixel."""

@@ -12,12 +12,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cosmos3_lab.denoise import StepRecord
 
 if TYPE_CHECKING:
     from ipywidgets import HTML, Box, Dropdown, IntSlider, Play, ToggleButtons, Widget
     from ipywidgets.widgets.widget_link import Link
 
+READ_WELL = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 PLAY_MILLISECONDS = 500  # from one step to the next
 INK = "var(--jp-ui-font-color1, inherit)"  # of the page's theme
 SOFT_INK = "var(--jp-ui-font-color2, inherit)"
@@ -82,6 +85,17 @@ def check_records(records: Sequence[StepRecord], *needed: str) -> list[StepRecor
 def step_words(record: StepRecord) -> str:
     """Where a step stands, for a line of text."""
     return f"step {record.index}: \u03c3 = {record.sigma:.4f}, timestep {record.timestep}"
+
+
+# ------------------------------------------------------------------------------------------------------------- scales
+
+
+def round_up(value: float) -> float:
+    """The next number that reads well, such as 0.15 for 0.13; 1 for 0."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next((power * n for n in READ_WELL if power * n >= value), 10 * power))
 
 
 # ---------------------------------------------------------------------------------------------------------- controls

@@ -22,14 +22,15 @@ from cosmos3_lab.figure_canvas import LabAxes, LabFigure
 from cosmos3_lab.figure_style import new_panels
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
+from cosmos3_lab.schedule_widgets import _Curves as Curves
 from cosmos3_lab.sound_widgets import _Panes as SoundPanes
 from cosmos3_lab.sound_widgets import outline, wav_bytes
 from cosmos3_lab.step_widgets import _Maps as StepMaps
-from cosmos3_lab.step_widgets import rms_map, round_up
+from cosmos3_lab.step_widgets import rms_map
 from cosmos3_lab.token_widgets import PAGE
 from cosmos3_lab.widget_box import LabBox, Picture, descendants
 from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels, png_bytes
-from cosmos3_lab.widget_parts import check_records
+from cosmos3_lab.widget_parts import check_records, round_up
 
 STEPS = 5
 MODULES = ("schedule_widgets", "latent_widgets", "step_widgets", "player_widgets", "sound_widgets", "token_widgets")
@@ -355,6 +356,23 @@ def test_a_schedule_that_no_slider_makes_is_kept_beside_it(in_kernel):
     odd = karras_schedule(6, rho=3.0)
     assert the(widgets.schedule_explorer(odd), Picture).value.count("karras, 6 steps") == 2
     assert the(widgets.schedule_explorer(karras_schedule(6)), Picture).value.count("karras, 6 steps") == 1
+
+
+@pytest.mark.parametrize("steps", [3, 40, 41, 100])
+def test_the_axes_of_the_explorer_hold_every_schedule_and_are_drawn_when_they_change(steps):
+    curves = Curves({"kept": karras_schedule(12)})
+    first, _ = curves.show(flow_schedule(35))
+    shown, alt = curves.show(flow_schedule(steps))
+    assert f"now: native-flow, {steps} steps" in alt
+    for ax in curves.moving.figure.axes:
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        for curve in ax.lines:
+            x, y = (np.asarray(values)[np.isfinite(curve.get_ydata())] for values in curve.get_data())
+            assert left < x.min() <= x.max() < right
+            assert low <= y.min() <= y.max() < high
+    curves.moving.draw_background()
+    assert curves.moving.png() == shown  # nothing of the old axes was left
+    assert curves.show(flow_schedule(35))[0] == first
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
