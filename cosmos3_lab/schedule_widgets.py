@@ -23,6 +23,7 @@ RULES = (*FLOW_VARIANTS, "karras")
 NANO_SHIFT = PRESETS["native"].flow_shift
 # Spacing and shift that each recipe asks for on Nano, whose scheduler file ("auto") says Karras.
 RECIPES = {name: ("karras", None) if p.schedule == "auto" else (p.schedule, p.flow_shift) for name, p in PRESETS.items()}
+OWN = "own"  # none of them
 MOST_STEPS = 100
 NOW = "now: "  # before the name of the curve that follows the sliders
 MOST_CURVES = 4  # as many names as stand in one row
@@ -98,7 +99,7 @@ class _Controls:
             style={"description_width": "70px"},
         )
         self.spacing = dropdown("spacing", RULES, name, width="230px")
-        self.recipe = dropdown("recipe", [("own", None), *((r, r) for r in RECIPES)], None, width="200px")
+        self.recipe = dropdown("recipe", [OWN, *RECIPES], OWN, width="200px")
         self.pin, self.clear = w.Button(description="Keep this curve"), w.Button(description="Forget kept curves")
         self.choices = name, shift
         self.recipe.observe(lambda change: self._follow(change.new), names="value")
@@ -118,10 +119,10 @@ class _Controls:
             now: from `schedule`.
         """
         self.shift.disabled = now.flow_shift is None
-        self.recipe.value = next((r for r, choices in RECIPES.items() if choices == (now.name, now.flow_shift)), None)
+        self.recipe.value = next((r for r, choices in RECIPES.items() if choices == (now.name, now.flow_shift)), OWN)
 
-    def _follow(self, recipe: str | None) -> None:
-        if recipe is not None:
+    def _follow(self, recipe: str) -> None:
+        if recipe != OWN:
             name, shift = RECIPES[recipe]
             self.shift.value = self.shift.value if shift is None else shift
             self.spacing.value = name

@@ -260,8 +260,8 @@ def _draw_orders(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
 def _solver_words(record: StepRecord) -> str:
     corrector = "nothing to correct yet"
     if record.corrector_order:
-        corrector = f"the corrector (order {record.corrector_order}) moves video by rms {record.rms['video.corrector_move']:.4f}"
-    predictor = f"the predictor (order {record.order}) by {record.rms['video.predictor_move']:.4f}"
+        corrector = f"corrector (order {record.corrector_order}) moves video by rms {record.rms['video.corrector_move']:.4f}"
+    predictor = f"predictor (order {record.order}) by {record.rms['video.predictor_move']:.4f}"
     return f"{step_words(record)}; {corrector}, {predictor}"
 
 

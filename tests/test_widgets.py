@@ -326,7 +326,7 @@ def test_the_explorer_makes_the_schedule_that_it_says(in_kernel):
     spacing, recipe = the(widget, ipywidgets.Dropdown, "spacing"), the(widget, ipywidgets.Dropdown, "recipe")
     assert recipe.value == "native"
     shift.value = 3.0
-    assert recipe.value is None
+    assert recipe.value == "own"
     sigmas = flow_schedule(8, flow_shift=3.0).sigmas
     assert f"\u03c3 from {sigmas[0]:.4f} to {sigmas[-2]:.4f}" in texts(widget)
     recipe.value = "diffusers"
