@@ -29,7 +29,7 @@ from cosmos3_lab.step_widgets import _Maps as StepMaps
 from cosmos3_lab.step_widgets import rms_map
 from cosmos3_lab.token_widgets import PAGE
 from cosmos3_lab.widget_box import LabBox, Picture, descendants
-from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels, png_bytes
+from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels
 from cosmos3_lab.widget_parts import check_records, round_up
 
 STEPS = 5
@@ -490,11 +490,6 @@ def test_looking_closer_moves_the_times_and_the_ticks_stay(run, in_kernel):
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing
-
-
-def test_pngs_are_what_was_drawn():
-    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(Image.open(BytesIO(png_bytes(image)))), image)
 
 
 def test_what_is_drawn_in_parts_looks_like_the_whole():
