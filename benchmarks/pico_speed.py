@@ -1,9 +1,10 @@
-"""How long pico takes from a prompt to an mp4: the default clip with sound, a preview of 4 steps, and the command of `make demo`.
+"""How long pico takes from a prompt to an mp4, and beside it diffusers with the same checkpoint, noise and settings.
 
-    python benchmarks/pico_speed.py [--checkpoint DIR] [--device cpu] [--threads N] [--repeats 3]
+    python benchmarks/pico_speed.py [--checkpoint DIR] [--device cpu] [--threads N] [--repeats 5]
 
-Medians, after one run that is not counted. The command is timed from start to exit, so it has Python's imports and the loading
-in it.
+Rows: the default clip with sound; a preview of 4 steps; diffusers' clip (float32 as ours, mp4 not counted for either in the
+ratio); our clip in bfloat16; the command of `make demo` from start to exit; importing the package, after torch; loading.
+Medians, after one run that is not counted; ours and diffusers' clips alternate.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from measuring import Results
+from parity import load_diffusers, settings_and_noise, with_diffusers
 from rich.console import Console
 from rich.table import Table
 
@@ -55,10 +57,49 @@ def command(models, device, threads, folder):
     return {"all": time.perf_counter() - begin}
 
 
+# In a process of its own: seconds that importing the package adds to torch's, and that loading then takes.
+IMPORT_AND_LOAD = """
+import time, torch
+begin = time.perf_counter()
+import cosmos3_lab
+imported = time.perf_counter()
+cosmos3_lab.load_cosmos3({folder!r}, device={device!r})
+print(imported - begin, time.perf_counter() - imported)
+"""
+
+
+def import_and_load(models, device):
+    script = IMPORT_AND_LOAD.format(folder=str(models.folder), device=device)
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    return dict(zip(("import", "load"), map(float, printed.split()), strict=True))
+
+
+def beside_diffusers(models, repeats):
+    """Seconds of the default clip, ours and diffusers', in turns; and how many times as fast ours is, turn by turn."""
+    prompt, pipe = models.defaults.example_prompts[0], load_diffusers(models.folder)
+    settings, noise = settings_and_noise(models)
+
+    def ours():
+        begin = time.perf_counter()
+        generate(models, prompt, **settings, with_sound=True, noise=noise, preset="diffusers", progress=False)
+        return time.perf_counter() - begin
+
+    def turn():
+        seconds = {"lab": ours(), "diffusers": with_diffusers(pipe, prompt, settings, noise)[-1]}
+        return seconds | {"times as fast": seconds["diffusers"] / seconds["lab"]}
+
+    return medians(turn, repeats)
+
+
 def medians(measure, repeats):
     measure()
     rows = [measure() for _ in range(repeats)]
     return {part: round(statistics.median(row[part] for row in rows), 3) for part in rows[0]}
+
+
+def report(results, table, name, found):
+    results.put(name, found)
+    table.add_row(name, *(f"{found[part]:.2f}" if part in found else "" for part in (*PARTS, "all")))
 
 
 def main():
@@ -66,7 +107,7 @@ def main():
     parser.add_argument("--checkpoint", default="pico")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="benchmarks/results/pico_speed.json")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -78,12 +119,13 @@ def main():
         # The load of the machine tells whether others were working on it.
         machine = {"device": a.device, "threads": a.threads, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
         results.put("machine", machine)
-        measures = {name: lambda steps=steps: run(models, steps, folder) for name, steps in STEPS.items()}
-        measures["command"] = lambda: command(models, a.device, a.threads, folder)
-        for name, measure in measures.items():
-            found = medians(measure, a.repeats)
-            results.put(name, found)
-            table.add_row(name, *(f"{found[part]:.2f}" if part in found else "" for part in (*PARTS, "all")))
+        for name, steps in STEPS.items():
+            report(results, table, name, medians(lambda steps=steps: run(models, steps, folder), a.repeats))
+        results.put("beside diffusers", beside_diffusers(models, a.repeats) if a.device == "cpu" else None)
+        report(results, table, "command", medians(lambda: command(models, a.device, a.threads, folder), a.repeats))
+        results.put("start", medians(lambda: import_and_load(models, a.device), a.repeats))
+        with load_cosmos3(models.folder, device=a.device, dtype=torch.bfloat16) as half:
+            report(results, table, "default in bfloat16", medians(lambda: run(half, None, folder), a.repeats))
     Console().print(table)
 
 

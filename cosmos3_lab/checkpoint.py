@@ -24,7 +24,7 @@ from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
-from cosmos3_lab.video_vae import VideoVAE
+from cosmos3_lab.video_vae import VideoVAE, use_channels_last
 from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, fingerprint, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.
@@ -185,6 +185,7 @@ def load_cosmos3(
     for name, part in parts.items():
         home = cpu if name == "transformer" and placement == "split" else device
         load_weights(part.module, tensors[name], sources=part.sources, device=home, dtype=dtypes[name], float32=_is_time_embedder)
+    use_channels_last(vae)
     read = [info for name, part in parts.items() for info in without(tensors[name].values(), part.skip)]
     towers = {"und": transformer.und, "gen": transformer.gen} if placement == "split" else {}
     return Cosmos3Models(

@@ -231,7 +231,7 @@ def decode_latents(
         models: from `load_cosmos3`; in split placement both towers leave the device first.
         latents: the result of denoising, or any x0 on the way.
         fps: frames a second.
-        on_chunk: called with the number of latent frames decoded so far; what it raises ends the decoding.
+        on_chunk: called with the number of frames decoded so far; what it raises ends the decoding.
         timer: counts "inference" with "decode" in it, and "to_cpu".
 
     Raises:
@@ -248,7 +248,7 @@ def decode_latents(
             _check_finite(pixels, "video")
             chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
             if on_chunk is not None:
-                on_chunk(len(chunks))
+                on_chunk(sum(len(chunk) for chunk in chunks))
         if latents.sound is not None:
             waveform = decode_sound(models.avae, latents.sound)[0]
             _check_finite(waveform, "sound")

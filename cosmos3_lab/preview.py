@@ -127,7 +127,7 @@ def latent_grid_colours(vae: VideoVAE, video: Float[Tensor, "1 c t h w"]) -> Flo
         video: normalised latents.
     """
     height, width = video.shape[-2:]
-    chunks = iter_decode_video(vae, video.to(vae.post_quant_conv.weight.device))  # one latent frame at a time
+    chunks = iter_decode_video(vae, video.to(vae.post_quant_conv.weight.device), latents_at_once=1)
     means = [reduce(chunk, "1 rgb frames (h p) (w q) -> h w rgb", "mean", h=height, w=width) for chunk in chunks]
     return torch.stack(means).cpu()
 

@@ -204,7 +204,8 @@ class UNDTower(nn.Module):
 
     def __init__(self, c: Cosmos3Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        # Not nn.Embedding(...), which draws random weights: on the meta device that alone imports torch._dynamo, for a second.
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(c.vocab_size, c.hidden_size), freeze=False)
         self.layers = nn.ModuleList(UNDLayer(c) for _ in range(c.num_hidden_layers))
 
 

@@ -1,8 +1,8 @@
-"""Video latents to pixels and back: the Wan 2.2 VAE, one latent frame at a time.
+"""Video latents to pixels and back: the Wan 2.2 VAE, a few latent frames at a time.
 
 Every convolution over time is causal: it sees two frames of the past and none of the future. So a clip is decoded in
-chunks of one latent frame, each layer remembering the last two frames it saw (`CausalMemory`), with memory that does not
-grow with the length of the clip. The first latent frame becomes one frame, every later one becomes four.
+chunks, each layer remembering the last two frames it saw (`CausalMemory`), with memory that does not grow with the length
+of the clip. The first latent frame becomes one frame, every later one becomes four.
 
     latent * std + mean -> post_quant_conv -> decoder (mid block, then blocks that double time and space) -> unpatchify
 
@@ -12,16 +12,17 @@ Read next: `sound_avae.py`, `media.py`. Source: AutoencoderKLWan of diffusers 0.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos3_lab.configs import read_fields
+from cosmos3_lab.vae_blocks import CausalConv3d, CausalMemory, ChannelNorm, DownBlock, MidBlock, UpBlock
 
 
 @dataclass(frozen=True)
@@ -74,185 +75,6 @@ class VideoVAEConfig:
 
 # Without these the file would load and decode wrongly; the others are checked against the weights' shapes.
 VAE_KEYS = ("z_dim", "base_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
-
-
-@dataclass
-class CausalMemory:
-    """What the layers remember of earlier chunks of one clip; make a new one for every clip.
-
-    Attributes:
-        frames: last frames that each layer received.
-        first: whether the next chunk is the clip's first, which is treated differently all over this VAE.
-    """
-
-    frames: dict[nn.Module, Tensor] = field(default_factory=dict)
-    first: bool = True
-
-
-# ------------------------------------------------------------------------------------------------------------ blocks
-
-
-class CausalConv3d(nn.Conv3d):
-    """Convolution over time, rows and columns that sees two past frames (zeros before the clip)."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, spatial: int = 3) -> None:
-        super().__init__(channels_in, channels_out, (3, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
-        past = memory.frames.get(self)
-        seen = F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x], dim=2)
-        memory.frames[self] = seen[:, :, -2:].clone()  # a clone, or the slice would keep the whole chunk alive
-        return super().forward(seen)
-
-
-class ChannelNorm(nn.Module):
-    """`x / ||x|| * sqrt(C) * gamma`, the norm taken over the channels of each pixel."""
-
-    def __init__(self, channels: int, *, axes: int = 3) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
-
-    def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-        return x * (x.shape[1] ** 0.5 / length).to(x.dtype) * self.gamma
-
-
-class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, added to the input (through a 1x1x1 convolution where the width changes)."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.norm1 = ChannelNorm(channels_in)
-        self.conv1 = CausalConv3d(channels_in, channels_out)
-        self.norm2 = ChannelNorm(channels_out)
-        self.conv2 = CausalConv3d(channels_out, channels_out)
-        if channels_in != channels_out:
-            self.conv_shortcut = nn.Conv3d(channels_in, channels_out, 1)
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
-        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        x = self.conv1(F.silu(self.norm1(x)), memory)
-        return shortcut + self.conv2(F.silu(self.norm2(x)), memory)
-
-
-class FrameAttention(nn.Module):
-    """Every pixel of a frame attends to every pixel of the same frame; one head as wide as the channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(channels, axes=2)
-        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
-        seen = F.scaled_dot_product_attention(q, k, v)
-        out = self.proj(rearrange(seen, "n 1 (h w) c -> n c h w", h=x.shape[-2]).contiguous())
-        return x + rearrange(out, "(b t) c h w -> b c t h w", b=len(x))
-
-
-class MidBlock(nn.Module):
-    """Residual block, attention within frames, residual block."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(ResidualBlock(channels, channels) for _ in range(2))
-        self.attentions = nn.ModuleList([FrameAttention(channels)])
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t h w"]:
-        x = self.attentions[0](self.resnets[0](x, memory))
-        return self.resnets[1](x, memory)
-
-
-class Upsampler(nn.Module):
-    """Twice the rows and columns; with `time`, twice the frames too, except for the clip's first."""
-
-    def __init__(self, channels: int, *, time: bool) -> None:
-        super().__init__()
-        # Index 1 in the checkpoint's names; index 0 is the nearest-neighbour doubling, which has no weights.
-        self.resample = nn.ModuleList([nn.Identity(), nn.Conv2d(channels, channels, 3, padding=1)])
-        if time:
-            self.time_conv = CausalConv3d(channels, 2 * channels, spatial=1)
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
-        if hasattr(self, "time_conv") and not memory.first:
-            # The two halves of the channels become two consecutive frames. The first chunk is not remembered.
-            x = rearrange(self.time_conv(x, memory), "b (two c) t h w -> b c (t two) h w", two=2)
-        frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.resample[1](frames), "(b t) c h w -> b c t h w", b=len(x))
-
-
-class UpBlock(nn.Module):
-    """Residual blocks and an upsampler, beside a shortcut that only copies."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, blocks: int, upsample: bool, time: bool) -> None:
-        super().__init__()
-        widths = [channels_in] + [channels_out] * blocks
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.channels_out, self.time = channels_out, time
-        if upsample:
-            self.upsampler = Upsampler(channels_out, time=time)
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
-        before = x
-        for resnet in self.resnets:
-            x = resnet(x, memory)
-        if not hasattr(self, "upsampler"):
-            return x
-        return self.upsampler(x, memory) + self._shortcut(before, memory)
-
-    def _shortcut(self, x: Tensor, memory: CausalMemory) -> Tensor:
-        """Deal the channels out over the new frames, rows and columns, repeated as often as needed."""
-        factor = 2 if self.time else 1
-        copies = self.channels_out * factor * 4 // x.shape[1]
-        x = repeat(x, "b c t h w -> b (c copies) t h w", copies=copies)
-        x = rearrange(x, "b (d a p q) t h w -> b d (t a) (h p) (w q)", a=factor, p=2, q=2)
-        return x[:, :, factor - 1 :] if memory.first else x
-
-
-class Downsampler(nn.Module):
-    """Half the rows and columns; with `time`, half the frames too, except for the clip's first."""
-
-    def __init__(self, channels: int, *, time: bool) -> None:
-        super().__init__()
-        self.resample = nn.ModuleList([nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)])
-        if time:
-            self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1))
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
-        frames = self.resample[1](self.resample[0](rearrange(x, "b c t h w -> (b t) c h w")))
-        x = rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
-        if not hasattr(self, "time_conv"):
-            return x
-        past = memory.frames.get(self)
-        memory.frames[self] = x[:, :, -1:].clone()
-        return x if past is None else self.time_conv(torch.cat([past, x], dim=2))
-
-
-class DownBlock(nn.Module):
-    """Residual blocks and a downsampler, beside a shortcut that only averages."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, blocks: int, downsample: bool, time: bool) -> None:
-        super().__init__()
-        widths = [channels_in] + [channels_out] * blocks
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.channels_out, self.time = channels_out, time
-        if downsample:
-            self.downsampler = Downsampler(channels_out, time=time)
-
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
-        shortcut = self._shortcut(x)
-        for resnet in self.resnets:
-            x = resnet(x, memory)
-        return (self.downsampler(x, memory) if hasattr(self, "downsampler") else x) + shortcut
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        """Fold frames, rows and columns into channels and average neighbours; missing first frames are zeros."""
-        time, space = (2 if self.time else 1), (2 if hasattr(self, "downsampler") else 1)
-        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
-        x = rearrange(x, "b c (t a) (h p) (w q) -> b (c a p q) t h w", a=time, p=space, q=space)
-        return rearrange(x, "b (d group) t h w -> b d group t h w", d=self.channels_out).mean(dim=2)
 
 
 class VideoDecoder(nn.Module):
@@ -321,19 +143,44 @@ class VideoVAE(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------- functions
 
+BUSY = 600  # latent pixels that are worth a chunk: pico's default clip is fastest so on two CPU cores (benchmarks/NOTES.md)
+
+
+def use_channels_last(vae: VideoVAE) -> None:
+    """Lay the weights of the convolutions out with the channels innermost: the activations follow, and it is faster so.
+
+    Args:
+        vae: with its weights; changed in place.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
 
 @torch.no_grad()
-def iter_decode_video(vae: VideoVAE, video: Float[Tensor, "b c t h w"]) -> Iterator[Float[Tensor, "b 3 frames height width"]]:
-    """Decode one latent frame at a time: yields 1 frame, then 4 at a time, float32 pixels in [0, 1].
+def iter_decode_video(
+    vae: VideoVAE, video: Float[Tensor, "b c t h w"], *, latents_at_once: int | None = None
+) -> Iterator[Float[Tensor, "b 3 frames height width"]]:
+    """Decode chunk by chunk: yields 1 frame, then 4 for every latent frame of a chunk, float32 pixels in [0, 1].
 
     Args:
         vae: on the latents' device.
         video: normalised latents `[b, C, t, h, w]` as they come out of denoising.
+        latents_at_once: latent frames in a chunk (the first is always alone); None is 1, and more for small frames, whose
+            layers alone would not keep the device busy. Pixels differ by rounding alone.
+
+    Raises:
+        ValueError: fewer than one latent frame at once.
     """
+    at_once = max(1, BUSY // (video.shape[-2] * video.shape[-1])) if latents_at_once is None else latents_at_once
+    if at_once < 1:
+        raise ValueError(f"got latents_at_once={latents_at_once}, expected at least 1, or None")
     weight, patch = vae.post_quant_conv.weight, vae.config.patch_size
-    z = denormalize(vae.config, video.float()).to(weight.dtype)
+    z = denormalize(vae.config, video.float()).to(weight.dtype, memory_format=torch.channels_last_3d)
     z, memory = vae.post_quant_conv(z), CausalMemory()
-    for chunk in z.split(1, dim=2):
+    for chunk in [z] if z.shape[2] == 1 else [z[:, :, :1], *z[:, :, 1:].split(at_once, dim=2)]:
         patched = vae.decoder(chunk, memory)
         memory.first = False
         # Channel order of the VAE's own patches: colour, column, row (the transformer's patches go row, column).

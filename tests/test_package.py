@@ -53,6 +53,15 @@ def test_importing_the_package_is_light():
     assert not loaded & {"diffusers", "transformers", "tokenizers", "accelerate", "av", "IPython", "matplotlib", "ipywidgets"}
 
 
+def test_loading_is_light():
+    """The tokenizer comes with the first prompt, and nothing pulls in PyTorch's compiler, which alone takes a second."""
+    code = "import sys, cosmos3_lab; cosmos3_lab.load_cosmos3('pico'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent)
+    loaded = set(done.stdout.split())
+    assert "safetensors" in loaded
+    assert not loaded & {"transformers", "tokenizers", "torch._dynamo", "torch._inductor"}
+
+
 @by_file
 def test_no_module_imports_what_it_should_not(module):
     roots = {name.split(".")[0] for name in imports(module)}
@@ -72,7 +81,7 @@ def test_no_module_runs_what_a_file_says(module):
 ROWS = [
     {"configs", "files", "figure_canvas", "showing", "timing"},
     {"figure_style", "repr_html"},
-    {"sizes"},
+    {"sizes", "vae_blocks"},
     {"captions", "latents", "schedule", "positions", "layers", "video_vae", "sound_avae", "media"},
     {"prompt", "presets", "guidance", "unipc", "towers", "weights"},
     {"request", "transformer", "settings", "memory", "layout"},

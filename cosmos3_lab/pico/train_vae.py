@@ -22,7 +22,8 @@ from cosmos3_lab.pico.graphs import LossStep
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.recipe import Recipe
 from cosmos3_lab.pico.world import FRAMES, draw
-from cosmos3_lab.video_vae import CausalMemory, ChannelNorm, VideoVAE, VideoVAEConfig
+from cosmos3_lab.vae_blocks import CausalMemory, ChannelNorm
+from cosmos3_lab.video_vae import VideoVAE, VideoVAEConfig
 
 KL = 2e-4
 NOISE = 0.08  # of a latent channel's spread, on top of the posterior's own

@@ -10,12 +10,12 @@ from shared import CLIP, NEGATIVE, PROMPT, SEED, STEPS, numpy_noise, relative
 from cosmos3_lab import (
     Latents,
     decode_sound,
-    decode_video,
     denoise,
     encode_condition,
     encode_sound,
     encode_video,
     flow_schedule,
+    iter_decode_video,
     karras_schedule,
     make_request,
     predict_velocity,
@@ -176,13 +176,14 @@ def test_unipc_trajectory_matches(steps, order, karras):
 # ---------------------------------------------------------------------------------------------------------- decoders
 
 
+@pytest.mark.parametrize("at_once", [1, 3, None])
 @pytest.mark.parametrize("t", [1, 2, 5])
-def test_video_decoder_matches(models, pipe, t):
+def test_video_decoder_matches(models, pipe, t, at_once):
     z = numpy_noise(1, 8, t, 3, 5)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
     with torch.no_grad():
         expected = (pipe.vae.decode(z * std + mean).sample + 1) / 2
-    pixels = decode_video(models.vae, z)
+    pixels = torch.cat(list(iter_decode_video(models.vae, z, latents_at_once=at_once)), dim=2)
     assert pixels.shape == (1, 3, 4 * (t - 1) + 1, 48, 80)
     assert expected.min() > 0.01  # the clamp hides nothing
     assert expected.max() < 0.99
