@@ -88,11 +88,16 @@ def profile(results, fn):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
+    on_gpu = torch.cuda.is_available()
     fn()
-    with torch_profile(activities=[ProfilerActivity.CUDA]) as trace:
+    with torch_profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as trace:
         fn()
-        torch.cuda.synchronize()
-    rows = sorted(((e.self_device_time_total / 1e3, e.count, e.key[:110]) for e in trace.key_averages()), reverse=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+    kind = "device" if on_gpu else "cpu"
+    rows = sorted(
+        ((getattr(e, f"self_{kind}_time_total") / 1e3, e.count, e.key[:110]) for e in trace.key_averages()), reverse=True
+    )
     results.put("profile_ms", [list(row) for row in rows[:16]])
 
 
