@@ -10,7 +10,7 @@ Read next: `denoise.py`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,12 +18,22 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cosmos3_lab.memory import MemoryNeed, Movable, Placement, choose_placement, working_room
+from cosmos3_lab.configs import check_choice
+from cosmos3_lab.memory import (
+    MemoryNeed,
+    Movable,
+    Placement,
+    Stage,
+    choose_placement,
+    give_back,
+    stream_layers,
+    working_room,
+)
 from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs, resolve_folder
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
-from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, UNDLayer
 from cosmos3_lab.video_vae import VideoVAE, use_channels_last
 from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, fingerprint, load_weights, without
 
@@ -58,7 +68,7 @@ class Cosmos3Models(Shown):
     placement: Placement
     load_seconds: float = 0.0
     load_bytes: int = 0
-    _towers: dict[str, Movable] = field(default_factory=dict, repr=False)
+    _movable: Mapping[str, Movable] = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -85,32 +95,46 @@ class Cosmos3Models(Shown):
         """The settings that the checkpoint was made for."""
         return self.configs.defaults
 
-    def place(self, stage: Literal["und", "gen", "decode"]) -> None:
-        """Bring the tower that `stage` needs to the device and send the other home; nothing to do when resident.
+    def place(self, stage: Stage) -> None:
+        """Bring to the device what `stage` needs and send all else home; nothing to do when resident.
 
         Args:
-            stage: "und" to encode prompts, "gen" to denoise, "decode" for neither.
+            stage: "gen" to denoise, "decode" for VAE and AVAE, "und" for the whole text tower (see also `und_layers`), "stream"
+                for none of them.
 
         Raises:
             ValueError: the models were closed.
         """
+        check_choice("stage", stage, Stage)
         if self.transformer.gen.proj_in.weight.device.type == "meta":
             raise ValueError("these models were closed; load them again with load_cosmos3")
-        leaving = [tower for name, tower in self._towers.items() if name != stage]
-        for tower in leaving:
-            tower.go_home()
-        if stage in self._towers:
-            self._towers[stage].visit(self.device)
+        if self.placement == "resident":
+            return
+        for name, part in self._movable.items():
+            if name != stage:
+                part.go_home()
+        give_back(self.device)
+        if stage in self._movable:
+            self._movable[stage].visit(self.device)
+
+    def und_layers(self) -> Iterable[UNDLayer]:
+        """The layers of the text tower in order, for `encode_conditions`; in split placement one at a time is on the device.
+
+        Raises:
+            ValueError: the models were closed.
+        """
+        self.place("stream")
+        layers = self.transformer.und.layers
+        return layers if self.placement == "resident" else stream_layers(layers, self.device)
 
     def close(self) -> None:
         """Give the memory back, even where other names still refer to the modules."""
-        for tower in self._towers.values():
-            tower.home.clear()
+        for part in self._movable.values():
+            part.home.clear()
         for module in (self.transformer, self.vae, self.avae):
             if module is not None:
                 module.to_empty(device="meta")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     def __enter__(self) -> "Cosmos3Models":
         return self
@@ -150,8 +174,8 @@ def load_cosmos3(
             on CUDA, PyTorch's convolutions round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.)
         load_sound: whether to read the sound weights; None means where the checkpoint has them.
         load_encoder: whether to read the encoders, for `encode_video` and, where the file has one, `encode_sound`.
-        placement: "resident" keeps both towers on the device, "split" one at a time; "auto" is resident where the
-            checkpoint's default request fits so into free memory, else split.
+        placement: "resident" keeps all weights on the device, "split" only those that are in use; "auto" is resident where
+            the checkpoint's default request fits so into free memory, else split.
         vae_dtype, sound_dtype: of the two decoders; None means as `dtype`.
 
     Raises:
@@ -181,13 +205,13 @@ def load_cosmos3(
     transformer, vae = parts["transformer"].module, parts["vae"].module
     avae = parts["sound_tokenizer"].module if with_sound else None
     placement = choose_placement(placement, *_memory_needs(configs, parts, dtypes), device)
-    cpu = torch.device("cpu")
+    home = torch.device("cpu") if placement == "split" else device
     for name, part in parts.items():
-        home = cpu if name == "transformer" and placement == "split" else device
         load_weights(part.module, tensors[name], sources=part.sources, device=home, dtype=dtypes[name], float32=_is_time_embedder)
     use_channels_last(vae)
     read = [info for name, part in parts.items() for info in without(tensors[name].values(), part.skip)]
-    towers = {"und": transformer.und, "gen": transformer.gen} if placement == "split" else {}
+    decoders = nn.ModuleList([vae] if avae is None else [vae, avae])
+    movable = {"und": transformer.und, "gen": transformer.gen, "decode": decoders} if placement == "split" else {}
     return Cosmos3Models(
         transformer=transformer,
         vae=vae,
@@ -198,7 +222,7 @@ def load_cosmos3(
         placement=placement,
         load_seconds=_seconds_since(begin, device),
         load_bytes=sum(info.nbytes for info in read),
-        _towers={name: Movable(tower) for name, tower in towers.items()},
+        _movable={name: Movable(module) for name, module in movable.items()},
     )
 
 

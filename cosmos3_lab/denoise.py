@@ -28,7 +28,7 @@ from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.towers import Cosmos3Transformer
-from cosmos3_lab.transformer import Cosmos3Condition, encode_condition, predict_velocity
+from cosmos3_lab.transformer import Cosmos3Condition, encode_conditions, predict_velocity
 from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_step
 
 
@@ -182,7 +182,7 @@ def prepare_denoise(
 def encode_prompts(
     models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset
 ) -> tuple[Cosmos3Condition, Cosmos3Condition | None]:
-    """Both prompts through the UND tower, which is on the device just for that in split placement.
+    """Both prompts through the UND tower together: in split placement each of its layers visits the device once, for both.
 
     Args:
         models, request: see `prepare_denoise`.
@@ -191,18 +191,20 @@ def encode_prompts(
     Returns:
         `(cond, uncond)`; `uncond` is None where guidance skips the second pass.
     """
-    shape = {"sound_len": request.sound_frames, "sound_fps": request.sound_latent_fps}
-
-    def encode(ids: Tensor, mask: Tensor) -> Cosmos3Condition:
-        ids, mask = ids.to(models.device), mask.to(models.device)
-        return encode_condition(models.transformer, ids, mask, request.video_shape, request.fps, **shape)
-
-    models.place("und")
-    cond, uncond = encode(request.text_ids, request.text_mask), None
+    prompts = [(request.text_ids, request.text_mask)]
     if needs_uncond(request.guidance_scale, preset.skip_guidance):
-        uncond = encode(request.neg_text_ids, request.neg_text_mask)
+        prompts.append((request.neg_text_ids, request.neg_text_mask))
+    cond, *uncond = encode_conditions(
+        models.transformer,
+        [(ids.to(models.device), mask.to(models.device)) for ids, mask in prompts],
+        request.video_shape,
+        request.fps,
+        sound_len=request.sound_frames,
+        sound_fps=request.sound_latent_fps,
+        layers=models.und_layers(),
+    )
     models.place("gen")
-    return cond, uncond
+    return cond, uncond[0] if uncond else None
 
 
 def _draw(models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> Latents:

@@ -1,12 +1,19 @@
 """Which weights are on the GPU, and when.
 
-*Resident* keeps both towers there. *Split* keeps at most one: UND while prompts are encoded, GEN while denoising, neither
-while decoding; the idle ones stay in host memory, mapped to the checkpoint's files where the dtype allows. Results are the
-same bit for bit.
+*Resident* keeps everything there. *Split* has at most one of these there at a time: a single layer of UND while prompts are
+encoded, GEN while denoising, the decoders of video and sound while decoding. The others are at home in host memory, mapped to
+the checkpoint's files where the dtype allows. Results are the same bit for bit.
+
+    stage        on the device
+    "stream"     one layer of UND after the other; both prompts pass through it, so all of UND crosses the bus once a run
+    "gen"        GEN
+    "decode"     VAE and AVAE
+    "und"        all of UND, for whoever wants to run that tower in another way
 
 Read next: `checkpoint.py`.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,12 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.layers import MLP_TOKENS
+from cosmos3_lab.towers import Cosmos3Config, UNDLayer
+from cosmos3_lab.transfer import copy_tensors
 from cosmos3_lab.video_vae import VideoVAEConfig
 
 Placement = Literal["resident", "split"]
+Stage = Literal["und", "stream", "gen", "decode"]
 
 GIB = 2**30
+GAPS = 1.4  # taken for activations, over what they fill: 1.40 and 1.51 in benchmarks/results/full_size.json (resident)
 SMALL_ROOM = GIB  # activations of a request of a few hundred tokens (192x320, a few frames)
 
 
@@ -39,12 +50,11 @@ class MemoryNeed:
     decode: int = SMALL_ROOM
 
     def peak(self, placement: Placement) -> int:
-        """Most bytes that are on the device at once, and a seventh more for the allocator's gaps."""
+        """Most bytes that PyTorch takes of the device at once."""
+        denoise, decode = (round(room * GAPS) for room in (self.denoise, self.decode))
         if placement == "resident":
-            most = self.und + self.gen + max(self.denoise, self.decode)
-        else:
-            most = max(max(self.und, self.gen) + self.denoise, self.decode)
-        return (self.decoders + most) * 8 // 7
+            return self.und + self.gen + self.decoders + max(denoise, decode)
+        return max(self.gen + denoise, self.decoders + decode)  # encoding needs less: one layer, and shorter sequences
 
 
 def working_room(
@@ -58,7 +68,8 @@ def working_room(
 ) -> tuple[int, int]:
     """Bytes of activations of one request, `(denoise, decode)`.
 
-    The factors are fitted to the peaks of benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189).
+    The factors are fitted to the peaks of benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189), which were
+    measured with an MLP that took all tokens at once; since it takes `MLP_TOKENS`, denoising has not been measured again.
 
     Args:
         config, vae: shapes.
@@ -69,9 +80,10 @@ def working_room(
     """
     model, decoder = (dtype.itemsize for dtype in dtypes)
     text_kv = 2 * text_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model
-    residual_attention_mlp = media_tokens * (3 * config.intermediate_size + 7 * config.hidden_size) * model
+    mlp = min(media_tokens, MLP_TOKENS) * 3 * config.intermediate_size * model
+    residual_attention = media_tokens * 7 * config.hidden_size * model
     widest_layers = 20 * vae.decoder_base_dim * frame_pixels * decoder  # about twenty tensors at half the frame's size
-    return text_kv + residual_attention_mlp, text_kv + widest_layers
+    return text_kv + residual_attention + mlp, text_kv + widest_layers
 
 
 def choose_placement(
@@ -116,13 +128,60 @@ class Movable:
         self.module = module
         self.home: dict[str, Tensor] = {name: p.data for name, p in module.named_parameters()}
 
-    def visit(self, device: torch.device) -> None:
-        """Copy the weights to `device`."""
-        for name, parameter in self.module.named_parameters():
-            if parameter.device != device:
-                parameter.data = self.home[name].to(device)
+    def visit(self, device: torch.device, room: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """Copy the weights to `device`, unless they are there.
+
+        Args:
+            device: where to.
+            room: tensors there to write into, from the visit of a module of the same shapes that has gone home; None takes new
+                memory.
+
+        Returns:
+            The weights on the device.
+        """
+        parameters = list(self.module.parameters())
+        if any(p.device != device for p in parameters):
+            homes = list(self.home.values())
+            room = room or [torch.empty_like(home, device=device) for home in homes]
+            copy_tensors(homes, room)
+            for parameter, visiting in zip(parameters, room, strict=True):
+                parameter.data = visiting
+        return [p.data for p in parameters]
 
     def go_home(self) -> None:
         """Drop the copies."""
         for name, parameter in self.module.named_parameters():
             parameter.data = self.home[name]
+
+
+def stream_layers(layers: Iterable[UNDLayer], device: torch.device) -> Iterator[UNDLayer]:
+    """Each layer in turn, on the device until the next is asked for.
+
+    All of them use one piece of memory there. Blocks that are freed and taken again in every layer would be cut up for what is
+    to stay, the K and V, and could then not be given back.
+
+    Args:
+        layers: of one shape, with their weights at home.
+        device: where to.
+    """
+    room = None
+    for layer in layers:
+        guest = Movable(layer)
+        room = guest.visit(device, room)
+        try:
+            yield layer
+        finally:
+            guest.go_home()
+
+
+def give_back(device: torch.device) -> None:
+    """Hand freed memory from PyTorch back to the GPU; nothing to do elsewhere.
+
+    Belongs between two stages, when the weights of one have left and those of the next have not come: PyTorch keeps freed
+    blocks for tensors of the same sizes, the next stage asks for others, and would be given new memory beside the old.
+
+    Args:
+        device: whose.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -200,13 +200,14 @@ def decode_sound(avae: SoundAVAE, sound: Float[Tensor, "b n_sound d_sound"]) -> 
     """Sound latents to waveform.
 
     Args:
-        avae: on the latents' device.
+        avae: on whatever device; the latents are brought there.
         sound: latents `[b, n_sound, d_sound]` as they come out of denoising.
 
     Returns:
         float32 in [-1, 1], `[b, channels, hop_size * n_sound]` at `avae.config.sampling_rate`.
     """
-    latents = sound.transpose(1, 2).to(avae.decoder.conv1.weight.dtype)  # the convolutions want channels first
+    weight = avae.decoder.conv1.weight
+    latents = sound.transpose(1, 2).to(weight.device, weight.dtype)  # the convolutions want channels first
     return avae.decoder(latents).float().clamp(-1, 1)
 
 

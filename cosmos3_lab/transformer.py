@@ -9,7 +9,7 @@ i ; its own tokens]. The timestep enters once: its embedding is added to every m
 The weights and the layers are in `towers.py`. Read next: `guidance.py`, `denoise.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from cosmos3_lab.positions import (
     mrope_cos_sin,
 )
 from cosmos3_lab.showing import Shown
-from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, GENLayer, LayerKV, Rope
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, GENLayer, LayerKV, Rope, UNDLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,6 @@ class Cosmos3Condition(Shown):
         return f"Cosmos3Condition({len(self.cached_kv)} layers of {self.layout.s_text} text tokens, {self.layout})"
 
 
-@torch.no_grad()
 def encode_condition(
     transformer: Cosmos3Transformer,
     ids: Int64[Tensor, "1 s_text"],
@@ -70,20 +69,57 @@ def encode_condition(
     Raises:
         ValueError: an id is beyond the embedding table.
     """
-    c, kept = transformer.config, ids[mask.bool()]
-    if len(kept) == 0 or int(kept.max()) >= c.vocab_size or int(kept.min()) < 0:
+    (cond,) = encode_conditions(transformer, [(ids, mask)], video_shape, fps, sound_len=sound_len, sound_fps=sound_fps)
+    return cond
+
+
+@torch.no_grad()
+def encode_conditions(
+    transformer: Cosmos3Transformer,
+    prompts: Sequence[tuple[Int64[Tensor, "1 _s_text"], Int64[Tensor, "1 _s_text"]]],
+    video_shape: tuple[int, int, int],
+    fps: float,
+    *,
+    sound_len: int | None = None,
+    sound_fps: float | None = None,
+    layers: Iterable[UNDLayer] | None = None,
+) -> tuple[Cosmos3Condition, ...]:
+    """`encode_condition` for several prompts, each by itself, in one pass over the layers.
+
+    Args:
+        transformer: its embedding table may be on another device than `layers`.
+        prompts: `(ids, mask)` of each, on the device of `layers`.
+        video_shape, fps, sound_len, sound_fps: as in `encode_condition`.
+        layers: all of UND's in order, each used before the next is asked for (so that it may leave the device then); None
+            takes those of `transformer`.
+
+    Raises:
+        ValueError: an id is beyond the embedding table.
+    """
+    c, cached = transformer.config, [[] for _ in prompts]
+    xs = [_embed_text(transformer, ids, mask) for ids, mask in prompts]
+    ropes = [sequence_rope(c, compute_mrope_position_ids_text(len(x)), x) for x in xs]
+    for layer in transformer.und.layers if layers is None else layers:
+        for i, rope in enumerate(ropes):  # of the last layer only the K and V are used; its output goes nowhere
+            xs[i], kv = layer(xs[i], rope)
+            cached[i].append(kv)
+    sound_fps = c.sound_latent_fps if sound_fps is None else sound_fps
+    layouts = [TokenLayout(len(x), video_shape, c.latent_patch_size, sound_len or 0) for x in xs]
+    media = [sequence_rope(c, media_position_ids(c, layout, fps, sound_fps), xs[0]) for layout in layouts]
+    return tuple(Cosmos3Condition(tuple(kv), rope, layout) for kv, rope, layout in zip(cached, media, layouts, strict=True))
+
+
+def _embed_text(
+    transformer: Cosmos3Transformer, ids: Int64[Tensor, "1 s_text"], mask: Int64[Tensor, "1 s_text"]
+) -> Float[Tensor, "s_text d_model"]:
+    """Rows of the embedding table (1.2 GB on Nano), looked up where it lies and brought to the device of the ids."""
+    kept, table = ids[mask.bool()], transformer.und.embed_tokens
+    if len(kept) == 0 or int(kept.max()) >= table.num_embeddings or int(kept.min()) < 0:
         raise ValueError(
             f"got {len(kept)} token ids up to {int(kept.max()) if len(kept) else 'none'}, expected at least one and all "
-            f"below the checkpoint's vocab_size {c.vocab_size}; the tokenizer belongs to another checkpoint"
+            f"below the checkpoint's vocab_size {table.num_embeddings}; the tokenizer belongs to another checkpoint"
         )
-    x, cached = transformer.und.embed_tokens(kept), []
-    rope = sequence_rope(c, compute_mrope_position_ids_text(len(kept)), x)
-    for layer in transformer.und.layers:  # of the last layer only the K and V are used; its output goes nowhere
-        x, kv = layer(x, rope)
-        cached.append(kv)
-    layout = TokenLayout(len(kept), video_shape, c.latent_patch_size, sound_len or 0)
-    positions = media_position_ids(c, layout, fps, c.sound_latent_fps if sound_fps is None else sound_fps)
-    return Cosmos3Condition(tuple(cached), sequence_rope(c, positions, x), layout)
+    return table(kept.to(table.weight.device)).to(ids.device)
 
 
 def media_position_ids(config: Cosmos3Config, layout: TokenLayout, fps: float, sound_fps: float) -> Float[Tensor, "3 s_gen"]:

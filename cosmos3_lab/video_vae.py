@@ -166,7 +166,7 @@ def iter_decode_video(
     """Decode chunk by chunk: yields 1 frame, then 4 for every latent frame of a chunk, float32 pixels in [0, 1].
 
     Args:
-        vae: on the latents' device.
+        vae: on whatever device; the latents are brought there.
         video: normalised latents `[b, C, t, h, w]` as they come out of denoising.
         latents_at_once: latent frames in a chunk (the first is always alone); None is 1, and more for small frames, whose
             layers alone would not keep the device busy. Pixels differ by rounding alone.
@@ -178,7 +178,7 @@ def iter_decode_video(
     if at_once < 1:
         raise ValueError(f"got latents_at_once={latents_at_once}, expected at least 1, or None")
     weight, patch = vae.post_quant_conv.weight, vae.config.patch_size
-    z = denormalize(vae.config, video.float()).to(weight.dtype, memory_format=torch.channels_last_3d)
+    z = denormalize(vae.config, video.float()).to(weight.device, weight.dtype, memory_format=torch.channels_last_3d)
     z, memory = vae.post_quant_conv(z), CausalMemory()
     for chunk in [z] if z.shape[2] == 1 else [z[:, :, :1], *z[:, :, 1:].split(at_once, dim=2)]:
         patched = vae.decoder(chunk, memory)
@@ -192,7 +192,7 @@ def decode_video(vae: VideoVAE, video: Float[Tensor, "b c t h w"]) -> Float[Tens
     """Latents to pixels, the whole clip at once; see `iter_decode_video` for the memory-saving form.
 
     Args:
-        vae: on the latents' device.
+        vae: on whatever device; the latents are brought there.
         video: normalised latents `[b, C, t, h, w]`.
 
     Returns:

@@ -12,15 +12,20 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cosmos3_lab.transfer import to_device
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE = "diffusion_pytorch_model.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CPU = torch.device("cpu")
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 
@@ -147,7 +152,9 @@ def load_weights(
     dtype: torch.dtype,
     float32: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Fill a module that was built on the meta device, reading each needed tensor straight to the device.
+    """Fill a module that was built on the meta device: each needed tensor goes from the page cache to the device, once.
+
+    On a GPU a progress bar shows after a second.
 
     Args:
         module: built under `torch.device("meta")`.
@@ -160,15 +167,26 @@ def load_weights(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    needed = {name: sources(name) for name, _ in module.named_parameters()}
-    read = _Reader(device)
-    state: dict[str, Tensor] = {}
-    for name in sorted(needed, key=lambda n: str(tensors[needed[n][0]].file)):  # file by file
-        values = [read(tensors[source]) for source in needed[name]]
-        value = values[0] if len(values) == 1 else torch._weight_norm(values[1].float(), values[0].float(), 0)
-        state[name] = value.to(torch.float32 if float32(name) else dtype)
+    needed = {name: [tensors[source] for source in sources(name)] for name, _ in module.named_parameters()}
+    read, state, size = _Reader(), {}, sum(infos[-1].nbytes for infos in needed.values())
+    bar = tqdm(total=size, desc=f"{type(module).__name__} to {device}", unit="B", unit_scale=True, delay=1, disable=device == CPU)
+
+    def file(name: str) -> str:
+        return str(needed[name][0].file)
+
+    with bar:
+        for _, group in groupby(sorted(needed, key=file), key=file):
+            names = list(group)
+            stored = [_fold([read(info) for info in needed[name]]) for name in names]
+            for name, value in zip(names, to_device(stored, device, on_bytes=bar.update), strict=True):
+                state[name] = value.to(torch.float32 if float32(name) else dtype)
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
+
+
+def _fold(stored: list[Tensor]) -> Tensor:
+    """A tensor as it is stored; a pair of weight norm multiplied, on the CPU so that its bits are the same for every device."""
+    return stored[0] if len(stored) == 1 else torch._weight_norm(stored[1].float(), stored[0].float(), 0)
 
 
 def fingerprint(tensors: Iterable[TensorInfo], settings: str) -> str:
@@ -199,17 +217,17 @@ def without(tensors: Iterable[TensorInfo], skip: tuple[str, ...]) -> list[Tensor
 
 
 class _Reader:
-    """Reads tensors to a device, keeping one file open at a time."""
+    """Maps tensors to their files, keeping one open at a time; nothing is read until it is used."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.path, self.file = device, None, None
+    def __init__(self) -> None:
+        self.path, self.file = None, None
 
     def __call__(self, info: TensorInfo) -> Tensor:
         from safetensors import SafetensorError, safe_open
 
         try:
             if info.file != self.path:
-                self.path, self.file = info.file, safe_open(str(info.file), framework="pt", device=str(self.device))
+                self.path, self.file = info.file, safe_open(str(info.file), framework="pt")
             return self.file.get_tensor(info.name)
         except SafetensorError as error:
             raise CheckpointError(f"{info.file}: {error}") from error

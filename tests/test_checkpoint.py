@@ -779,15 +779,18 @@ def test_placement_by_free_memory(monkeypatch, free, asked, expected):
 def test_what_does_not_fit_names_the_numbers(monkeypatch, free, asked):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 140 * GIB))
     need = MemoryNeed(14 * GIB, 14 * GIB, 2 * GIB)
-    with pytest.raises(MemoryError, match=rf"{free}\.0 GiB free.*35\.4 GiB resident, 19\.4 GiB split.*UND 14\.0, GEN 14\.0"):
+    with pytest.raises(MemoryError, match=rf"{free}\.0 GiB free.*31\.4 GiB resident, 15\.4 GiB split.*UND 14\.0, GEN 14\.0"):
         choose_placement(asked, need, need, torch.device("cuda"))
 
 
 def test_working_room_at_full_size_is_near_what_was_measured():
-    """benchmarks/results/step_time.json: 35.36 GiB while denoising and 39.09 while decoding, over 30 GiB of weights."""
+    """benchmarks/results/step_time.json: 39.09 GiB while decoding, over 30 GiB of weights.
+
+    While denoising it was 35.36 with the whole MLP at once; 8192 tokens at a time take 2.5 GiB less of intermediates.
+    """
     nano, sizes = RECIPES["nano"], {"media_tokens": 44_357, "text_tokens": 3600, "frame_pixels": 720 * 1280}
     denoise, decode = working_room(nano.transformer, nano.vae, **sizes, dtypes=(torch.bfloat16, torch.bfloat16))
-    assert 5.0 < denoise / GIB < 6.5
+    assert 2.5 < denoise / GIB < 4.0
     assert 8.5 < decode / GIB < 10
     assert working_room(nano.transformer, nano.vae, **sizes, dtypes=(torch.float32,) * 2) == (2 * denoise, 2 * decode)
 
