@@ -126,7 +126,7 @@ class Movable:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.home: dict[str, Tensor] = {name: p.data for name, p in module.named_parameters()}
+        self.home: dict[str, Tensor] = module.state_dict()
 
     def visit(self, device: torch.device, room: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """Copy the weights to `device`, unless they are there.
@@ -139,19 +139,16 @@ class Movable:
         Returns:
             The weights on the device.
         """
-        parameters = list(self.module.parameters())
-        if any(p.device != device for p in parameters):
+        if any(p.device != device for p in self.module.parameters()):
             homes = list(self.home.values())
             room = room or [torch.empty_like(home, device=device) for home in homes]
             copy_tensors(homes, room)
-            for parameter, visiting in zip(parameters, room, strict=True):
-                parameter.data = visiting
-        return [p.data for p in parameters]
+            self.module.load_state_dict(dict(zip(self.home, room, strict=True)), assign=True)
+        return list(self.module.state_dict().values())
 
     def go_home(self) -> None:
         """Drop the copies."""
-        for name, parameter in self.module.named_parameters():
-            parameter.data = self.home[name]
+        self.module.load_state_dict(self.home, assign=True)
 
 
 def stream_layers(layers: Iterable[UNDLayer], device: torch.device) -> Iterator[UNDLayer]:

@@ -216,7 +216,7 @@ def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "b channels samples"])
     """Waveform to sound latents (the posterior's mean); the end is padded with silence to a whole latent.
 
     Args:
-        avae: with its encoder, on the waveform's device.
+        avae: with its encoder, on whatever device; the waveform is brought there.
         waveform: in [-1, 1] at `avae.config.sampling_rate`, with the decoder's number of channels (2 on Nano).
 
     Raises:
@@ -231,7 +231,8 @@ def encode_sound(avae: SoundAVAE, waveform: Float[Tensor, "b channels samples"])
     if c.normalize_volume:
         x = x / (x.abs().amax(dim=(1, 2), keepdim=True) + 1e-5) * 0.95
     x = F.pad(x, (0, -x.shape[-1] % c.hop_size))
-    moments = avae.encoder(spectrogram(x, c).to(avae.decoder.conv1.weight.dtype))
+    weight = avae.decoder.conv1.weight
+    moments = avae.encoder(spectrogram(x, c).to(weight.device, weight.dtype))
     return moments[:, : c.vocoder_input_dim].transpose(1, 2).float()
 
 

@@ -206,7 +206,7 @@ def encode_video(vae: VideoVAE, pixels: Float[Tensor, "b 3 frames height width"]
     """Pixels to normalised latents (the posterior's mean). Frames beyond 4k + 1 are dropped.
 
     Args:
-        vae: with its encoder, on the pixels' device.
+        vae: with its encoder, on whatever device; the pixels are brought there.
         pixels: in [0, 1]; height and width multiples of the VAE's factor (16 on Nano).
 
     Raises:
@@ -217,7 +217,8 @@ def encode_video(vae: VideoVAE, pixels: Float[Tensor, "b 3 frames height width"]
         raise ValueError("got a VAE without its encoder, load it with load_cosmos3(..., load_encoder=True)")
     if pixels.shape[-2] % c.scale_factor_spatial or pixels.shape[-1] % c.scale_factor_spatial:
         raise ValueError(f"got {tuple(pixels.shape[-2:])} pixels, expected multiples of {c.scale_factor_spatial}")
-    x = (pixels * 2 - 1).to(vae.quant_conv.weight.dtype)
+    weight = vae.quant_conv.weight
+    x = (pixels * 2 - 1).to(weight.device, weight.dtype)
     x = rearrange(x, "b c t (h p) (w q) -> b (c q p) t h w", p=c.patch_size, q=c.patch_size)
     chunks, memory = [1] + [c.scale_factor_temporal] * ((x.shape[2] - 1) // c.scale_factor_temporal), CausalMemory()
     moments = []

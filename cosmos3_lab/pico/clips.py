@@ -130,6 +130,7 @@ def reconstructed_clips(
     Raises:
         ValueError: the models have no encoders.
     """
+    models.place("decode")
     for numbers in _slices(range(len(scenes)), batch_size):
         some = [scenes[i] for i in numbers]
         pixels = decode_video(models.vae, encode_video(models.vae, draw(some, device=models.device)))
