@@ -47,18 +47,19 @@ def copy_tensors(
         targets: all on one device, with the same dtypes, shapes and strides (`torch.empty_like(source, device=device)`).
         on_bytes: called with the size of each piece that has arrived, on a GPU from several threads.
     """
-    pieces = _pieces(sources, targets)
+    pieces = list(_pieces(sources, targets))
     device = targets[0].device if targets else torch.device("cpu")
     if device.type != "cuda":
         for source, target in pieces:
             target.copy_(source)
             _tell(on_bytes, source)
         return
-    shared = iter(list(pieces))  # each thread takes the next one
+    shared = iter(pieces)  # each thread takes the next one
     # What was queued before may still use the memory that the targets lie in, so the copies wait for it.
     before = torch.cuda.current_stream(device).record_event()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="copy_tensors") as pool:
-        for done in [pool.submit(_carry, shared, device, before, on_bytes) for _ in range(THREADS)]:
+    threads = min(THREADS, len(pieces))
+    with ThreadPoolExecutor(threads, thread_name_prefix="copy_tensors") as pool:
+        for done in [pool.submit(_carry, shared, device, before, on_bytes) for _ in range(threads)]:
             done.result()
 
 

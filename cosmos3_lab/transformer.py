@@ -96,17 +96,20 @@ def encode_conditions(
     Raises:
         ValueError: an id is beyond the embedding table.
     """
-    c, cached = transformer.config, [[] for _ in prompts]
+    c = transformer.config
     xs = [_embed_text(transformer, ids, mask) for ids, mask in prompts]
+    # One tensor for all layers of a prompt: K and V left among the activations would keep their memory from being given back.
+    kvs = [x.new_empty(c.num_hidden_layers, 2, len(x), c.num_key_value_heads, c.head_dim) for x in xs]
     ropes = [sequence_rope(c, compute_mrope_position_ids_text(len(x)), x) for x in xs]
-    for layer in transformer.und.layers if layers is None else layers:
-        for i, rope in enumerate(ropes):  # of the last layer only the K and V are used; its output goes nowhere
-            xs[i], kv = layer(xs[i], rope)
-            cached[i].append(kv)
+    for i, layer in enumerate(transformer.und.layers if layers is None else layers):
+        for j, (rope, kv) in enumerate(zip(ropes, kvs, strict=True)):
+            xs[j], text = layer(xs[j], rope)  # of the last layer only the K and V are used; its output goes nowhere
+            torch.stack([text.k, text.v], out=kv[i])
     sound_fps = c.sound_latent_fps if sound_fps is None else sound_fps
     layouts = [TokenLayout(len(x), video_shape, c.latent_patch_size, sound_len or 0) for x in xs]
     media = [sequence_rope(c, media_position_ids(c, layout, fps, sound_fps), xs[0]) for layout in layouts]
-    return tuple(Cosmos3Condition(tuple(kv), rope, layout) for kv, rope, layout in zip(cached, media, layouts, strict=True))
+    cached = [tuple(LayerKV(k, v) for k, v in kv) for kv in kvs]
+    return tuple(Cosmos3Condition(*parts) for parts in zip(cached, media, layouts, strict=True))
 
 
 def _embed_text(
