@@ -95,8 +95,8 @@ class _Panes:
         from cosmos3_lab.figure_canvas import LabAxes
         from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
 
-        figure = new_figure(10.0, 4.9)
-        grid = figure.add_gridspec(2, 2, height_ratios=(1.6, 2), width_ratios=(1, 1.6))
+        figure = new_figure(10.0, 2.7 + 1.1 * len(film))
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.6, len(film)), width_ratios=(1, 1.6))
         places = [grid[0, 0] if levels is not None else grid[0, :], grid[1, :]] + ([] if levels is None else [grid[0, 1]])
         sigma, strip, *spectrum = [figure.add_subplot(place, axes_class=LabAxes) for place in places]
         self.mark = _draw_sigma(sigma, records)
