@@ -68,8 +68,8 @@ def working_room(
 ) -> tuple[int, int]:
     """Bytes of activations of one request, `(denoise, decode)`.
 
-    The factors are fitted to the peaks of benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189), which were
-    measured with an MLP that took all tokens at once; since it takes `MLP_TOKENS`, denoising has not been measured again.
+    Denoising by the tensors that a layer has at once, in its rotary embedding or in its MLP; decoding fitted to the peaks of
+    benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189).
 
     Args:
         config, vae: shapes.
@@ -80,10 +80,11 @@ def working_room(
     """
     model, decoder = (dtype.itemsize for dtype in dtypes)
     text_kv = 2 * text_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model
-    mlp = min(media_tokens, MLP_TOKENS) * 3 * config.intermediate_size * model
-    residual_attention = media_tokens * 7 * config.hidden_size * model
+    token = config.hidden_size * model
+    in_mlp = media_tokens * 4 * token + min(media_tokens, MLP_TOKENS) * 3 * config.intermediate_size * model
+    layer = max(media_tokens * 7 * token, in_mlp)
     widest_layers = 20 * vae.decoder_base_dim * frame_pixels * decoder  # about twenty tensors at half the frame's size
-    return text_kv + residual_attention + mlp, text_kv + widest_layers
+    return text_kv + layer, text_kv + widest_layers
 
 
 def choose_placement(

@@ -171,12 +171,17 @@ class UNDLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "*b s d_model"], rope: Rope) -> tuple[Float[Tensor, "*b s d_model"], LayerKV]:
-        a, n = self.self_attn, self.input_layernorm(x)
+        attended, kv = self.attend(self.input_layernorm(x), rope)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kv
+
+    def attend(self, n: Float[Tensor, "*b s d_model"], rope: Rope) -> tuple[Float[Tensor, "*b s d_model"], LayerKV]:
+        """Attention alone, of normed tokens to those before them."""
+        a = self.self_attn
         q = _heads(a.to_q(n), a.norm_q, rope)
         k = _heads(a.to_k(n), a.norm_k, rope)
         v = a.to_v(n).unflatten(-1, k.shape[-2:])  # values are neither normed nor rotated
-        x = x + a.to_out(attention(q, k, v, causal=True))
-        return x + self.mlp(self.post_attention_layernorm(x)), LayerKV(k, v)
+        return a.to_out(attention(q, k, v, causal=True)), LayerKV(k, v)
 
 
 class GENLayer(nn.Module):
@@ -190,13 +195,17 @@ class GENLayer(nn.Module):
         self.post_attention_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "*b s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "*b s d_model"]:
-        a, n = self.self_attn, self.input_layernorm_moe_gen(x)
+        x = x + self.attend(self.input_layernorm_moe_gen(x), text, rope)
+        return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
+
+    def attend(self, n: Float[Tensor, "*b s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "*b s d_model"]:
+        """Attention alone, of normed tokens to the text and to each other; its q, k and v are gone when the MLP begins."""
+        a = self.self_attn
         q = _heads(a.add_q_proj(n), a.norm_added_q, rope)
         k = _heads(a.add_k_proj(n), a.norm_added_k, rope)
         v = a.add_v_proj(n).unflatten(-1, k.shape[-2:])
         seen = attention(q, torch.cat([text.k, k], dim=-3), torch.cat([text.v, v], dim=-3), causal=False)  # text first
-        x = x + a.to_add_out(seen)
-        return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
+        return a.to_add_out(seen)
 
 
 class UNDTower(nn.Module):
