@@ -97,29 +97,30 @@ def weights(*modules):
 
 
 def test_split_placement_takes_little_and_gives_it_back(middle_folder):
-    """Of `max_memory_reserved`, which is what a smaller card would have to have."""
+    """By what PyTorch has reserved, which a smaller card would have to have."""
+    ask, seen = RUN | {"negative_prompt": "blurry"}, []
     with load_cosmos3(middle_folder, device="cuda", placement="split") as models:
-        generate(models, **RUN)  # what the libraries take once and keep is not counted
+        generate(models, **ask)  # what the libraries take once and keep is not counted
         models.place("stream")
-        before, seen = torch.cuda.memory_reserved(), []
+        gc.collect()
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
 
         def look(record):
-            seen.append((torch.cuda.memory_allocated(), devices(models)["vae"]))
+            seen.append((torch.cuda.memory_allocated() - allocated, devices(models)["vae"]))
             return False
 
-        result = generate(models, **RUN, should_stop=look)
-        peak, decoding = torch.cuda.max_memory_reserved() - before, torch.cuda.memory_reserved() - before
+        result = generate(models, **ask, should_stop=look)
+        peak, decoding = (n - reserved for n in (torch.cuda.max_memory_reserved(), torch.cuda.memory_reserved()))
         models.place("stream")
-        after = torch.cuda.memory_reserved() - before
+        after = torch.cuda.memory_reserved() - reserved
         tower, decoders = weights(models.transformer.gen), weights(models.vae, models.avae)
-        assert weights(models.transformer.und) > 250 * MIB
-        assert len(seen) == RUN["num_inference_steps"]
-        assert all(where == {"cpu"} and tower < allocated - before + 64 * MIB < tower + 128 * MIB for allocated, where in seen)
-    assert tower < peak < tower + 160 * MIB
-    assert decoding < decoders + 160 * MIB < tower
-    assert after < 64 * MIB  # text K and V, latents
     assert result.output is not None
+    assert len(seen) == ask["num_inference_steps"]
+    assert all(where == {"cpu"} and tower <= held < tower + 64 * MIB for held, where in seen)
+    assert tower < peak < tower + 160 * MIB  # both towers would be 270 MiB more
+    assert decoders < decoding < decoders + 160 * MIB
+    assert after < 64 * MIB  # text K and V, latents
 
 
 def test_streaming_takes_one_layer(middle_folder):
