@@ -4,13 +4,15 @@
 `prepare_denoise` -> `denoise` -> `decode_latents`. Whoever wants to change something calls those instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +22,7 @@ from cosmos3_lab.configs import check_choice
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.latents import Latents
-from cosmos3_lab.media import Cosmos3GenerationOutput, save_mp4, to_uint8_frames
+from cosmos3_lab.media import Cosmos3GenerationOutput, open_mp4, to_uint8_frames
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.request import Cosmos3T2VRequest
@@ -53,8 +55,8 @@ class Generation(Shown):
         latents: the last ones, clean unless the run was stopped early.
         records: one per step, with what `keep` asked for.
         timings: seconds of PhyAI's phases `model_load, preprocess, inference, to_cpu, encode` (phases that did not happen are
-            0; model_load is that of the models, also in their later runs), and of `condition` (encoding the prompts),
-            `denoise` and `decode` within inference.
+            0; model_load is that of the models, also in their later runs; encode is what the mp4 takes after the last frame), and
+            of `condition` (encoding the prompts), `denoise` and `decode` within inference.
         inputs, state: to look at, continue (`denoise`) or fork.
         manifest: the effective settings, as plain values.
         path: of the mp4, None where none was written.
@@ -200,10 +202,8 @@ def run_request(
             state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
     output, path = None, None
     if state.step_index == inputs.schedule.num_steps:  # else `should_stop` ended the run: keep the latents, decode nothing
-        output = decode_latents(models, state.latents, fps=request.fps, timer=timer)
-        if out is not None:
-            with timer("encode"):
-                path = save_mp4(output, Path(out) / name)
+        path = None if out is None else Path(out) / name
+        output = decode_latents(models, state.latents, fps=request.fps, mp4=path, timer=timer)
     return Generation(output, state.latents, records, timer.seconds, inputs, state, run_manifest(models, inputs), path)
 
 
@@ -222,6 +222,7 @@ def decode_latents(
     latents: Latents,
     *,
     fps: float,
+    mp4: str | Path | None = None,
     on_chunk: Callable[[int], None] | None = None,
     timer: PhaseTimer | None = None,
 ) -> Cosmos3GenerationOutput:
@@ -231,31 +232,55 @@ def decode_latents(
         models: from `load_cosmos3`; in split placement both towers leave the device first.
         latents: the result of denoising, or any x0 on the way.
         fps: frames a second.
+        mp4: a file to write as well, while later frames are still being decoded; None writes none.
         on_chunk: called with the number of frames decoded so far; what it raises ends the decoding.
-        timer: counts "inference" with "decode" in it, and "to_cpu".
+        timer: counts "inference" with "decode" in it, "to_cpu", and as "encode" what the mp4 takes after the last frame.
 
     Raises:
-        ValueError: the models were closed, or loaded without sound.
+        ValueError: the models were closed, or loaded without sound; a name that is not an mp4's.
+        OSError: the mp4 cannot be written.
         FloatingPointError: pixels or samples are infinite or not numbers.
     """
     if latents.sound is not None and models.avae is None:
         raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
     timer = timer or PhaseTimer(models.device)
-    chunks, waveform = [], None
+    media, sound = models.media, {"waveform": None, "sample_rate": None}
+    shape = latent_to_pixel_shape(tuple(latents.video.shape[2:]), temporal=media.temporal, spatial=media.spatial)
     with timer("inference"), timer("decode"):
         models.place("decode")
-        for pixels in iter_decode_video(models.vae, latents.video):
-            _check_finite(pixels, "video")
-            chunks.append(to_uint8_frames(pixels))  # 8 bits a colour: a quarter of the memory
-            if on_chunk is not None:
-                on_chunk(sum(len(chunk) for chunk in chunks))
         if latents.sound is not None:
             waveform = decode_sound(models.avae, latents.sound)[0]
             _check_finite(waveform, "sound")
-    with timer("to_cpu"):
-        frames = torch.cat(chunks).cpu().numpy()
-        samples = None if waveform is None else np.asarray(waveform.cpu())
-    return Cosmos3GenerationOutput(frames, fps, samples, None if samples is None else models.media.sampling_rate)
+            sound = {"waveform": np.asarray(waveform.cpu()), "sample_rate": media.sampling_rate}
+    frames, done = np.empty((*shape, 3), np.uint8), 0
+    with ExitStack() as file:
+        write = None if mp4 is None else file.enter_context(open_mp4(mp4, shape, fps=fps, **sound))
+        for levels in _iter_frames(models, latents, timer):
+            piece = frames[done : done + len(levels)]
+            with timer("to_cpu"):
+                torch.from_numpy(piece).copy_(levels)
+            done += len(piece)
+            if write is not None:
+                write(piece)
+            if on_chunk is not None:
+                on_chunk(done)
+        if mp4 is not None:
+            with timer("encode"):
+                file.close()
+    return Cosmos3GenerationOutput(frames, fps, **sound)
+
+
+def _iter_frames(models: Cosmos3Models, latents: Latents, timer: PhaseTimer) -> Iterator[UInt8[Tensor, "n height width 3"]]:
+    """Chunks of 8-bit frames on the device; only making them is counted."""
+    chunks = iter_decode_video(models.vae, latents.video)
+    while True:
+        with timer("inference"), timer("decode"):
+            pixels = next(chunks, None)
+            if pixels is None:
+                return
+            _check_finite(pixels, "video")
+            levels = to_uint8_frames(pixels)
+        yield levels
 
 
 def _run_steps(

@@ -3,6 +3,9 @@
 Source of the encoding settings (h264, yuv420p, crf 18, AAC): PhyAI's `Cosmos3GenerationPostProcessor`.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -74,29 +77,79 @@ def save_mp4(output: Cosmos3GenerationOutput, path: str | Path, *, crf: int = 18
         ValueError: a clip that h264 and AAC cannot hold, or a name that is not an mp4's.
         OSError: the file cannot be written (folder, permissions, disk full).
     """
+    shape, sound = output.frames.shape[:3], (output.waveform, output.sample_rate)
+    with open_mp4(path, shape, fps=output.fps, waveform=sound[0], sample_rate=sound[1], crf=crf) as write:
+        write(output.frames)
+    return Path(path)
+
+
+@contextmanager
+def open_mp4(
+    path: str | Path,
+    shape: tuple[int, int, int],
+    *,
+    fps: float,
+    waveform: Float32[np.ndarray, "channels samples"] | None = None,
+    sample_rate: int | None = None,
+    crf: int = 18,
+) -> Iterator[Callable[[UInt8[np.ndarray, "frames height width 3"]], None]]:
+    """An mp4 whose frames come piece by piece, and are encoded in a thread while the next ones are made.
+
+        with open_mp4("clip.mp4", (189, 720, 1280), fps=24) as write:
+            write(frames)
+
+    The file is there after the block, and only if that ended without an error. `write` returns at once; what goes wrong in the
+    encoder is raised at the end of the block.
+
+    Args:
+        path: ending in `.mp4`.
+        shape: frames (all of them), height, width.
+        fps: frames a second.
+        waveform, sample_rate: the sound, None for a silent clip.
+        crf: see `save_mp4`.
+
+    Raises:
+        ValueError, OSError: see `save_mp4`; also where fewer or more frames came than `shape` says.
+    """
     import av
 
-    path, (_, height, width, _) = Path(path), output.frames.shape
+    path, (count, height, width) = Path(path), shape
     if path.suffix != ".mp4":
         raise ValueError(f"got {path.name}, expected a file name that ends in .mp4")
-    _check_encodable(output)
+    _check_encodable(shape, fps, waveform, sample_rate)
+    written, pieces = 0, []
     with replacing(path) as temporary, av.open(str(temporary), "w") as container:
-        rate = Fraction(output.fps).limit_denominator(10000)
+        rate = Fraction(fps).limit_denominator(10000)
         video = container.add_stream("h264", rate=rate)
         video.width, video.height, video.pix_fmt, video.options = width, height, "yuv420p", {"crf": str(crf)}
-        audio = None
-        if output.waveform is not None:
-            layout = "stereo" if output.waveform.shape[0] >= 2 else "mono"
-            audio = container.add_stream("aac", rate=output.sample_rate, layout=layout)
-        for index, image in enumerate(output.frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(video.encode(frame))
+        if waveform is not None:
+            layout = "stereo" if waveform.shape[0] >= 2 else "mono"
+            audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+        encoder = ThreadPoolExecutor(1, thread_name_prefix="open_mp4")  # one, so that pieces stay in order
+
+        def encode(frames: np.ndarray, first: int) -> None:
+            for index, image in enumerate(frames, start=first):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = index, 1 / rate
+                container.mux(video.encode(frame))
+
+        def write(frames: np.ndarray) -> None:
+            nonlocal written
+            pieces.append(encoder.submit(encode, frames, written))
+            written += len(frames)
+
+        try:
+            yield write
+            for piece in pieces:
+                piece.result()
+        finally:
+            encoder.shutdown(cancel_futures=True)
+        if written != count:
+            raise ValueError(f"got {written} frames for {path.name}, expected {count}")
         container.mux(video.encode(None))
-        if audio is not None:
-            container.mux(audio.encode(_audio_frame(output.waveform, output.sample_rate)))
+        if waveform is not None:
+            container.mux(audio.encode(_audio_frame(waveform, sample_rate)))
             container.mux(audio.encode(None))
-    return path
 
 
 def read_mp4(path: str | Path) -> Cosmos3GenerationOutput:
@@ -136,17 +189,17 @@ def show_video(source: Cosmos3GenerationOutput | str | Path, *, width: int = 320
     return Video(data=Path(source).read_bytes(), mimetype="video/mp4", embed=True, width=width, html_attributes=attributes)
 
 
-def _check_encodable(output: Cosmos3GenerationOutput) -> None:
-    count, height, width, _ = output.frames.shape
+def _check_encodable(shape: tuple[int, int, int], fps: float, waveform: np.ndarray | None, sample_rate: int | None) -> None:
+    count, height, width = shape
     if count == 0 or height % 2 or width % 2:
         raise ValueError(f"got {count} frames of {height}x{width} pixels, expected at least 1 and even sizes (yuv420p)")
-    check_fps(output.fps)
-    if output.waveform is None:
+    check_fps(fps)
+    if waveform is None:
         return
-    if output.waveform.shape[1] == 0 or not np.isfinite(output.waveform).all():
-        raise ValueError(f"got {output.waveform.shape[1]} samples of sound, expected at least 1 and only finite numbers")
-    if output.sample_rate not in AAC_SAMPLE_RATES:
-        raise ValueError(f"got a sample_rate of {output.sample_rate}, expected one that AAC has: {AAC_SAMPLE_RATES}")
+    if waveform.shape[1] == 0 or not np.isfinite(waveform).all():
+        raise ValueError(f"got {waveform.shape[1]} samples of sound, expected at least 1 and only finite numbers")
+    if sample_rate not in AAC_SAMPLE_RATES:
+        raise ValueError(f"got a sample_rate of {sample_rate}, expected one that AAC has: {AAC_SAMPLE_RATES}")
 
 
 def _audio_frame(waveform: np.ndarray, sample_rate: int) -> Any:  # noqa: ANN401  (av.AudioFrame; av is imported late)

@@ -2,7 +2,9 @@
 
 import base64
 import errno
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from cosmos3_lab import Cosmos3GenerationOutput, media, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.files import check_writable, replacing
+from cosmos3_lab.media import open_mp4
 
 RATE = 48000
 
@@ -287,3 +290,56 @@ def test_show_video_of_a_clip_needs_no_file(tmp_path, monkeypatch):
     (tmp_path / "shown.mp4").write_bytes(data)
     assert len(read_mp4("shown.mp4").frames) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["shown.mp4"]
+
+
+# ------------------------------------------------------------------------------------------------------- piece by piece
+
+
+def test_pieces_give_the_same_file_as_the_whole(tmp_path):
+    whole, frames = clip(7), greys(7)
+    with open_mp4(tmp_path / "b.mp4", frames.shape[:3], fps=24.0, waveform=whole.waveform, sample_rate=RATE) as write:
+        for piece in (frames[:1], frames[1:5], frames[5:]):
+            write(piece)
+    assert (tmp_path / "b.mp4").read_bytes() == save_mp4(whole, tmp_path / "a.mp4").read_bytes()
+
+
+def test_frames_are_encoded_while_the_next_ones_are_made(tmp_path, monkeypatch):
+    encoded, from_ndarray = threading.Event(), av.VideoFrame.from_ndarray
+
+    def noted(*args, **options):
+        encoded.set()
+        return from_ndarray(*args, **options)
+
+    monkeypatch.setattr(av, "VideoFrame", SimpleNamespace(from_ndarray=noted))
+    with open_mp4(tmp_path / "clip.mp4", (2, 32, 48), fps=24.0) as write:
+        write(greys(1))
+        assert encoded.wait(10)  # before the block has ended
+        write(greys(1))
+
+
+def write_pieces(path, count, pieces):
+    """Write them all; a piece that is an error is raised in its turn."""
+    with open_mp4(path, (count, 32, 48), fps=24.0) as write:
+        for piece in pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            write(piece)
+
+
+def test_an_error_between_pieces_leaves_no_trace(tmp_path):
+    with pytest.raises(FloatingPointError):
+        write_pieces(tmp_path / "clip.mp4", 5, [greys(2), FloatingPointError()])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_encoder_is_raised_at_the_end(tmp_path):
+    with pytest.raises(ValueError, match="array"):  # PyAV's words
+        write_pieces(tmp_path / "clip.mp4", 2, [greys(1), greys(1).astype(np.float64)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_frames_than_announced_is_an_error(tmp_path, count):
+    with pytest.raises(ValueError, match=f"got {count} frames for clip.mp4, expected 2"):
+        write_pieces(tmp_path / "clip.mp4", 2, [greys(count)])
+    assert not list(tmp_path.iterdir())

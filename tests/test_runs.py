@@ -190,6 +190,20 @@ def test_latents_decode_to_the_output(tiny, av_run):
     assert (silent.waveform, silent.sample_rate) == (None, None)
 
 
+def test_decoding_writes_the_mp4_of_its_output(tiny, av_run, tmp_path):
+    output = decode_latents(tiny, av_run.latents, fps=16.0, mp4=tmp_path / "a.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == save_mp4(output, tmp_path / "b.mp4").read_bytes()
+
+
+def test_decoding_that_is_ended_leaves_no_mp4(tiny, av_run, tmp_path):
+    def end(_frames):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_latents(tiny, av_run.latents, fps=16.0, mp4=tmp_path / "a.mp4", on_chunk=end)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("preset", "schedule"), [("native", "native-flow"), ("phyai", "phyai-flow"), ("diffusers", "karras")], ids=str
 )
