@@ -1,4 +1,4 @@
-"""`cosmos3-lab generate | inspect`: PhyAI's example script, and a look into a checkpoint folder."""
+"""`cosmos3-lab generate | plan | inspect`: PhyAI's example script, what a run needs, and a look into a checkpoint folder."""
 
 import shlex
 import time
@@ -15,12 +15,16 @@ from rich.table import Table
 
 from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import load_cosmos3
+from cosmos3_lab.costs import NANO_TEXT_TOKENS, nano_configs, parse_size
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, run_request
 from cosmos3_lab.inspection import inspect_checkpoint
+from cosmos3_lab.plan import count_text_tokens, plan_run
+from cosmos3_lab.plan_table import plan_tables
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import get_preset, resolve_schedule
 from cosmos3_lab.settings import read_configs, resolve_folder
+from cosmos3_lab.speed import read_rates
 
 app = typer.Typer(
     name="cosmos3-lab",
@@ -126,6 +130,36 @@ def generate(
             table.add_row(f"  {part}", f"{timings[part]:.2f}")
     console.print(table)
     console.print(f"{escape(repr(result.output))}\nsaved {escape(str(result.path))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    sizes: Annotated[list[str] | None, typer.Argument(metavar="HxWxFRAMES", help="Default: the checkpoint's.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help=f"{CHECKPOINT['help']} nano needs no folder.", envvar=CHECKPOINT["envvar"])
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(metavar="GB", help="Of a GPU, here or not; default: what is free.")] = None,
+    silent: Annotated[bool, typer.Option("--silent", help="Without sound (T2V).")] = False,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; Nano: 35.")] = None,
+    measured: Annotated[Path | None, typer.Option(help="Seconds from JSON of benchmarks/step_time.py.")] = None,
+    phases: Annotated[bool, typer.Option("--phases", help="Show every stage, also for several sizes.")] = False,
+) -> None:
+    """Say what memory and time a run needs, before it starts; exit code 1 if a size does not fit. Reads no weights."""
+    with _one_line_errors():
+        configs = nano_configs() if checkpoint == "nano" else read_configs(resolve_folder(checkpoint))
+        made = plan_run(
+            configs,
+            [parse_size(size) for size in sizes or ()],
+            with_sound=False if silent else None,
+            num_inference_steps=steps,
+            text_tokens=NANO_TEXT_TOKENS if checkpoint == "nano" else count_text_tokens(configs),
+            gpu_memory=gpu_memory,
+            rates=None if measured is None else read_rates(measured),
+        )
+    for piece in plan_tables(made, phases=phases or len(made.clips) == 1):
+        console.print(piece, highlight=False)
+    if not made.fits:
+        raise typer.Exit(1)
 
 
 @app.command()

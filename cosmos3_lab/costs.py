@@ -138,11 +138,13 @@ class Cost:
         flops: of the whole stage; of one step where the stage is denoising.
         events: how its tensors come and go (see `meter.py`), from text K/V and latents to the last activation.
         kept: bytes of those that are there all the time.
+        layers: how often a layer of a tower is called.
     """
 
     flops: Flops
     events: tuple[int, ...] = field(repr=False)
     kept: int
+    layers: int = 0
 
 
 def parameter_bytes(modules: Iterable[nn.Module]) -> list[int]:
@@ -167,7 +169,7 @@ def encode_cost(models: MetaModels, text_tokens: tuple[int, ...]) -> Cost:
                 kept.append(kv)
         nbytes = sum(kv.k.nbytes + kv.v.nbytes for kv in kept)
         del texts, ropes, rope, kept, kv
-    return Cost(meter.flops, tuple(meter.events), nbytes)
+    return Cost(meter.flops, tuple(meter.events), nbytes, len(models.transformer.und.layers) * len(text_tokens))
 
 
 def denoise_cost(models: MetaModels, clip: Clip, text_tokens: tuple[int, ...]) -> Cost:
@@ -185,7 +187,7 @@ def denoise_cost(models: MetaModels, clip: Clip, text_tokens: tuple[int, ...]) -
         for condition in conditions:
             flops += _watch_velocity(meter, models.transformer, latents, condition)
         del conditions, condition, latents, others
-    return Cost(flops, tuple(meter.events), kept)
+    return Cost(flops, tuple(meter.events), kept, len(models.transformer.gen.layers) * len(text_tokens))
 
 
 def _watch_velocity(meter: Meter, transformer: Cosmos3Transformer, latents: Latents, condition: Cosmos3Condition) -> Flops:

@@ -42,9 +42,9 @@ class Flops:
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Flops)))
 
     def __sub__(self, other: "Flops") -> "Flops":
-        return self + other * -1
+        return self + other * -1.0
 
-    def __mul__(self, times: float) -> "Flops":
+    def __mul__(self, times: int | float) -> "Flops":
         return Flops(*(getattr(self, f.name) * times for f in fields(Flops)))
 
 

@@ -67,7 +67,7 @@ class Machine:
         return torch.bfloat16 if self.kind == "cuda" else torch.float32
 
 
-def find_machine(gpu_memory: float | None = None) -> Machine:
+def find_machine(gpu_memory: int | float | None = None) -> Machine:
     """The GPU of this machine, or its CPU where there is none; or a GPU of so many GB, here or elsewhere.
 
     Args:
@@ -98,7 +98,7 @@ class Phase:
         working: bytes of the activations at their most.
         peak: bytes that PyTorch reserves at the most, the allocator's gaps included: `torch.cuda.max_memory_reserved`.
         moved: bytes of weights that are brought to the device first.
-        seconds: estimated; None without rates.
+        seconds: estimated.
     """
 
     stage: str
@@ -108,7 +108,7 @@ class Phase:
     working: int
     peak: int
     moved: int
-    seconds: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,9 @@ class Option:
         return max(phase.peak for phase in self.phases)
 
     @property
-    def seconds(self) -> float | None:
-        """From token ids to frames and waveform, without loading and without mp4; None without rates."""
-        times = [phase.seconds for phase in self.phases]
-        return None if None in times else sum(times)
+    def seconds(self) -> float:
+        """From token ids to frames and waveform, without loading and without mp4."""
+        return sum(phase.seconds for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class ClipPlan:
     Attributes:
         clip: pixels and tokens.
         step_flops: of one step, all branches.
-        step_seconds: estimated; None without rates.
+        step_seconds: estimated.
         options: resident first; on a CPU nothing else.
         chosen: the first option that fits; None where none does.
         alternatives: sizes that fit where this one does not, the most similar first.
@@ -150,7 +149,7 @@ class ClipPlan:
 
     clip: Clip
     step_flops: Flops
-    step_seconds: float | None
+    step_seconds: float
     options: tuple[Option, ...]
     chosen: Option | None
     alternatives: tuple["ClipPlan", ...] = ()
@@ -176,7 +175,7 @@ class RunPlan:
         with_sound: T2AV or T2V.
         num_inference_steps: solver steps.
         text_tokens: of the prompt and, where guidance needs it, of the negative prompt.
-        rates: None where no seconds were asked for.
+        rates: what the seconds come from.
         clips: one per size.
     """
 
@@ -185,7 +184,7 @@ class RunPlan:
     with_sound: bool
     num_inference_steps: int
     text_tokens: tuple[int, ...]
-    rates: Rates | None
+    rates: Rates
     clips: tuple[ClipPlan, ...]
 
     @property
@@ -204,7 +203,7 @@ def plan_run(
     with_sound: bool | None = None,
     num_inference_steps: int | None = None,
     text_tokens: tuple[int, ...] = NANO_TEXT_TOKENS,
-    gpu_memory: float | None = None,
+    gpu_memory: int | float | None = None,
     rates: Rates | None = None,
 ) -> RunPlan:
     """Plan clips of these sizes with this checkpoint.
@@ -267,11 +266,11 @@ class _Planner:
     def plan(self, clip: Clip) -> ClipPlan:
         models, text = self.models, self.text_tokens
         step = denoise_cost(models, clip, text)
-        denoise = replace(step, flops=step.flops * self.steps)
+        denoise = replace(step, flops=step.flops * self.steps, layers=step.layers * self.steps)
         costs = {"encode": self.encode, "denoise": denoise, "decode": decode_cost(models, clip, text)}
         options = [self._resident(costs)] + ([self._split(costs)] if self.machine.kind == "cuda" else [])
         chosen = next((option for option in options if self._fits(option)), None)
-        return ClipPlan(clip, step.flops, self.rates.seconds(step.flops), tuple(options), chosen)
+        return ClipPlan(clip, step.flops, self.rates.seconds(step.flops, layers=step.layers), tuple(options), chosen)
 
     def with_alternatives(self, plan: ClipPlan) -> ClipPlan:
         """The same plan and, where it does not fit, smaller ones that do."""
@@ -340,5 +339,5 @@ class _Planner:
         memory.replay(cost.events)
         working = memory.peak_allocated - weights - cost.kept
         peak = memory.peak_reserved if self.machine.kind == "cuda" else memory.peak_allocated
-        seconds = self.rates.seconds(cost.flops) + moved / self.rates.transfer
+        seconds = self.rates.seconds(cost.flops, layers=cost.layers) + moved / self.rates.transfer
         return Phase(stage, cost.flops, weights, cost.kept, working, peak, moved, seconds)

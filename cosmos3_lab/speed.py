@@ -30,13 +30,14 @@ from cosmos3_lab.costs import (
     parse_size,
 )
 from cosmos3_lab.layers import attention
+from cosmos3_lab.memory import give_back
 from cosmos3_lab.meter import Flops, Meter
 from cosmos3_lab.towers import LayerKV, Rope
 from cosmos3_lab.transfer import to_device
 from cosmos3_lab.video_vae import BUSY, iter_decode_video
 
 MEASURE_SECONDS = 0.5  # each of the measurements, once it has found its size
-FIRST_TOKENS, FIRST_SIDE, LAST_SIDE = 256, 2, 32  # sides of the decoded frame in latent pixels; 32 x 32 keep a large GPU busy
+FIRST_TOKENS, FIRST_SIDE, LAST_SIDE = 256, 4, 32  # sides of the decoded frame in latent pixels; 32 x 32 keep a large GPU busy
 TRANSFER_BYTES = 2**29
 
 
@@ -47,6 +48,7 @@ class Rates:
     Attributes:
         linear, attention, convolution: FLOPs a second in the layers of both towers, in their attention, in the decoders.
         transfer: bytes a second from host memory, for the weights that split placement moves.
+        layer: seconds that a layer takes at the least, however short the sequence: starting its kernels.
         source: where the numbers come from, in words.
     """
 
@@ -54,15 +56,17 @@ class Rates:
     attention: float
     convolution: float
     transfer: float
+    layer: float
     source: str
 
-    def seconds(self, flops: Flops) -> float:
-        """Time for so much work."""
-        return flops.linear / self.linear + flops.attention / self.attention + flops.convolution / self.convolution
+    def seconds(self, flops: Flops, *, layers: int = 0) -> float:
+        """Time for so much work, in so many calls of a layer."""
+        towers = flops.linear / self.linear + flops.attention / self.attention
+        return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# From benchmarks/results/step_time.json at 7530eb7, by `read_rates`; the transfer is a guess. For machines without a GPU.
-H200 = Rates(linear=557e12, attention=599e12, convolution=409e12, transfer=4e9, source="as on one H200")
+# From benchmarks/results/step_time.json at 7530eb7, by `read_rates`; transfer and layer are guesses. For machines without a GPU.
+H200 = Rates(linear=557e12, attention=599e12, convolution=409e12, transfer=4e9, layer=4e-4, source="as on one H200")
 
 
 # ----------------------------------------------------------------------------------------------------------- measure
@@ -80,16 +84,21 @@ def measure_rates(models: MetaModels, clip: Clip, text_tokens: tuple[int, ...], 
         text_tokens: of the prompts; the longest is used.
         device: where to measure. It needs room for one layer, the video decoder and their activations.
     """
-    linear, attending = _measure_layer(models, clip.layout.s_gen, max(text_tokens), device)
+    linear, attending, least = _measure_layer(models, clip.layout.s_gen, max(text_tokens), device)
     convolution = _measure_decoder(models, clip.layout.video_shape, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
-    return Rates(linear, attending, convolution, _measure_transfer(device), f"measured on {name}")
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU with {torch.get_num_threads()} of its cores"
+    )
+    transfer = _measure_transfer(device)
+    give_back(device)
+    return Rates(linear, attending, convolution, transfer, least, f"measured on {name}")
 
 
-def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.device) -> tuple[float, float]:
-    """FLOPs a second in all but the attention of a layer, and in its attention."""
+def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.device) -> tuple[float, float, float]:
+    """FLOPs a second in all but the attention of a layer and in its attention, and the seconds of a layer on one token."""
     on_meta, tokens = models.transformer.gen.layers[0], min(FIRST_TOKENS, s_gen)
     layer = _randomised(on_meta, device)
+    least = _time(_layer_call(models, layer, 1, 1, device), device, seconds=MEASURE_SECONDS / 10)
     while tokens < s_gen and _time(_layer_call(models, layer, tokens, s_text, device), device) < MEASURE_SECONDS / 8:
         tokens = min(s_gen, 4 * tokens)  # takes four to sixteen times as long
     whole = _time(_layer_call(models, layer, tokens, s_text, device), device, seconds=MEASURE_SECONDS)
@@ -97,7 +106,7 @@ def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.de
     meter, nowhere = Meter(), torch.device("meta")
     with meter.watching():
         _layer_call(models, on_meta, tokens, s_text, nowhere)()
-    return meter.flops.linear / max(whole - alone, whole / 100), meter.flops.attention / alone
+    return meter.flops.linear / max(whole - alone, whole / 100), meter.flops.attention / alone, least
 
 
 def _layer_call(models: MetaModels, layer: nn.Module, tokens: int, s_text: int, device: torch.device) -> Callable[[], object]:
@@ -124,7 +133,7 @@ def _measure_decoder(models: MetaModels, shape: tuple[int, int, int], device: to
         latents = torch.randn(1, vae.config.z_dim, min(1 + chunk, shape[0]), rows, columns, device=where)
         return lambda: [None for _ in iter_decode_video(vae, latents)]
 
-    while side < min(LAST_SIDE, max(shape[1:])) and _time(decode(vae, device), device) < MEASURE_SECONDS / 4:
+    while side < min(LAST_SIDE, max(shape[1:])) and _time(decode(vae, device), device) < MEASURE_SECONDS / 2:
         side *= 2
     meter = Meter()
     with meter.watching():
@@ -153,7 +162,7 @@ def _maker(models: MetaModels, device: torch.device) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, dtype=models.transformer.dtype, device=device)
 
 
-def _time(call: Callable[[], object], device: torch.device, *, seconds: float = 0.0) -> float:
+def _time(call: Callable[[], object], device: torch.device, *, seconds: float = 0.02) -> float:
     """Seconds of one call after a warm-up: the median of the later half of as many as fit into `seconds`, at least one."""
 
     def once() -> float:
@@ -217,7 +226,7 @@ def rates_from_results(results: Mapping[str, Any], *, source: str) -> Rates:
     if not bool((per_flop > 0).all()):
         raise ValueError("the times of the sizes contradict each other")
     linear, attending = (1 / per_flop).tolist()
-    return Rates(linear, attending, statistics.fmean(decodes), H200.transfer, source)
+    return Rates(linear, attending, statistics.fmean(decodes), H200.transfer, H200.layer, source)
 
 
 def _seconds_of(value: Any) -> float:  # noqa: ANN401  (JSON)

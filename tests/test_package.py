@@ -97,7 +97,7 @@ ROWS = [
     {"widgets"},
     {"repr_start"},
     {"repr_run"},
-    {"reprs"},
+    {"reprs", "plan_table"},
     {"cli"},
     {"__main__", "__init__"},
 ]
