@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.layers import MLP_TOKENS
 from cosmos3_lab.towers import Cosmos3Config, UNDLayer
-from cosmos3_lab.transfer import copy_tensors
+from cosmos3_lab.transfer import copy_tensors, transfer_bar
 from cosmos3_lab.video_vae import VideoVAEConfig
 
 Placement = Literal["resident", "split"]
@@ -143,7 +143,8 @@ class Movable:
         if any(p.device != device for p in self.module.parameters()):
             homes = list(self.home.values())
             room = room or [torch.empty_like(home, device=device) for home in homes]
-            copy_tensors(homes, room)
+            with transfer_bar(type(self.module).__name__, device, sum(home.nbytes for home in homes)) as bar:
+                copy_tensors(homes, room, on_bytes=bar.update)
             self.module.load_state_dict(dict(zip(self.home, room, strict=True)), assign=True)
         return list(self.module.state_dict().values())
 

@@ -18,14 +18,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from cosmos3_lab.transfer import to_device
+from cosmos3_lab.transfer import to_device, transfer_bar
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE = "diffusion_pytorch_model.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CPU = torch.device("cpu")
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 
@@ -169,12 +167,11 @@ def load_weights(
     """
     needed = {name: [tensors[source] for source in sources(name)] for name, _ in module.named_parameters()}
     read, state, size = _Reader(), {}, sum(infos[-1].nbytes for infos in needed.values())
-    bar = tqdm(total=size, desc=f"{type(module).__name__} to {device}", unit="B", unit_scale=True, delay=1, disable=device == CPU)
 
     def file(name: str) -> str:
         return str(needed[name][0].file)
 
-    with bar:
+    with transfer_bar(type(module).__name__, device, size) as bar:
         for _, group in groupby(sorted(needed, key=file), key=file):
             names = list(group)
             stored = [_fold([read(info) for info in needed[name]]) for name in names]

@@ -3,6 +3,7 @@
 import gc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,12 +173,13 @@ def test_copies_work_in_inference_mode():
     assert there.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_what_goes_wrong_in_a_thread_is_raised():
-    def fails(size):
-        raise KeyError(size)
+def test_what_goes_wrong_in_a_thread_is_raised(monkeypatch):
+    def fails(target, source):
+        raise MemoryError("no room")
 
-    with pytest.raises(KeyError):
-        to_device([torch.zeros(3)], torch.device("cuda", 0), on_bytes=fails)
+    monkeypatch.setattr(np, "copyto", fails)
+    with pytest.raises(MemoryError, match="no room"):
+        to_device([torch.zeros(3)], torch.device("cuda", 0))
 
 
 def test_close_gives_the_memory_back(tiny_folder):

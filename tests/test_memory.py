@@ -56,7 +56,7 @@ def test_und_comes_a_layer_at_a_time(split):
 def test_every_layer_uses_the_same_memory(split, monkeypatch):
     rooms = []
 
-    def watched_copy(sources, targets):
+    def watched_copy(sources, targets, *, on_bytes):
         rooms.append([target.untyped_storage()._cdata for target in targets])
 
     monkeypatch.setattr(memory, "copy_tensors", watched_copy)
@@ -223,3 +223,13 @@ def test_to_device_keeps_layout_and_dtype():
 def test_what_stays_on_the_cpu_is_not_copied():
     sources = list(SOURCES.values())
     assert to_device(sources, torch.device("cpu")) is sources
+
+
+def test_a_bar_counts_what_arrived_and_shows_only_what_takes_long(monkeypatch, capsys):
+    bars, bar = [], memory.transfer_bar
+    monkeypatch.setattr(memory, "transfer_bar", lambda *about: bars.append(bar(*about)) or bars[-1])
+    mlp = MLP(8, 12)
+    Movable(mlp).visit(META)
+    assert (bars[0].n, bars[0].total, bars[0].desc) == (3 * 8 * 12 * 4, 3 * 8 * 12 * 4, "MLP to meta")
+    assert capsys.readouterr().err == ""
+    assert transfer.transfer_bar("MLP", torch.device("cpu"), 100).disable
