@@ -1,7 +1,8 @@
 """Host memory to a GPU at the speed of the bus.
 
-A plain copy of weights that are mapped to a file moves 1 to 3 GB/s: one thread, page after page, through a buffer of the
-driver's. Here several threads fill buffers of their own in page-locked memory, from which the GPU fetches by itself.
+A plain copy of weights that are mapped to a file goes through one thread, page after page, and through a buffer of the driver's.
+Here several threads fill buffers of their own in page-locked memory, from which the GPU fetches by itself.
+`benchmarks/split_memory.py` measures it, with more threads and fewer.
 
 Own code because safetensors still copies straight from the mapping (its issue 729), and fastsafetensors calls itself a
 research prototype.
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 PIECE = 16 * 2**20  # bytes that a thread copies at a time: long enough for the bus, short enough to share out one layer
 Piece = tuple[Tensor, Tensor]  # bytes on the CPU and their place on the device
-THREADS = 8  # one thread reads the page cache at 2 to 9 GB/s
+THREADS = 8  # not measured on a GPU yet; one alone copies from the page cache at up to 9 GB/s
 
 
 def transfer_bar(name: str, device: torch.device, nbytes: int) -> tqdm:
