@@ -16,7 +16,7 @@ import torch
 from full_size import HostPeak, request_of
 from measuring import GIB, Results, peak_gpu
 
-from cosmos3_lab import decode_latents, denoise, load_cosmos3, prepare_denoise, save_mp4, transfer
+from cosmos3_lab import decode_latents, denoise, load_cosmos3, prepare_denoise, transfer
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
 
 CUDA = torch.cuda.is_available()
@@ -58,10 +58,8 @@ def run(models, size, out):
             if number == 0:
                 phases.end("first step")
         phases.end("other steps")
-        output = decode_latents(models, state.latents, fps=request.fps)
-        phases.end("bring and run the decoders")
-        save_mp4(output, out)
-        phases.end("mp4")
+        decode_latents(models, state.latents, fps=request.fps, mp4=out)
+        phases.end("bring and run the decoders, mp4")
     reserved = max(row["peak_gib_allocated_reserved"][1] for row in phases.rows.values())
     return state.latents.to("cpu"), phases.rows | {"peak_reserved_gib": reserved, "peak_anonymous_host_gib": host.peak}
 

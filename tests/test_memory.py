@@ -9,7 +9,8 @@ from torch import nn
 from cosmos3_lab import encode_condition, generate, layers, load_cosmos3, memory, prepare_request, transfer
 from cosmos3_lab.layers import MLP
 from cosmos3_lab.memory import Movable, stream_layers
-from cosmos3_lab.towers import GENTower, UNDLayer
+from cosmos3_lab.random_checkpoint import RECIPES
+from cosmos3_lab.towers import Cosmos3Transformer, GENTower, UNDLayer
 from cosmos3_lab.transfer import copy_tensors, to_device
 from cosmos3_lab.transformer import encode_conditions
 
@@ -128,6 +129,18 @@ def test_split_weights_are_the_resident_ones(tiny_folder, split):
             for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
                 assert torch.equal(x, y), name
                 assert x.stride() == y.stride(), name
+
+
+@pytest.mark.parametrize(("free", "expected"), [(15.0, "split"), (22.0, "split"), (31.0, "split"), (79.0, "resident")])
+def test_nano_fits_a_card_of_16_gb_in_split_placement(monkeypatch, free, expected):
+    """Its weights in bfloat16; what is free is a little less than what is on the box."""
+    with META:
+        towers = Cosmos3Transformer(RECIPES["nano"].transformer)
+    und, gen = (2 * sum(p.numel() for p in tower.parameters()) for tower in (towers.und, towers.gen))
+    small = memory.MemoryNeed(und, gen, 2_056_000_000)
+    default = replace(small, denoise=3_300_000_000, decode=9_000_000_000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * memory.GIB), 140 * memory.GIB))
+    assert memory.choose_placement("auto", small, default, torch.device("cuda")) == expected
 
 
 # ------------------------------------------------------------------------------------------------------- both prompts at once
