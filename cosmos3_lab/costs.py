@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cosmos3_lab.checkpoint import plan_components
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.media import to_uint8_frames
 from cosmos3_lab.meter import MIB, Flops, Meter, peak_bytes
 from cosmos3_lab.positions import TokenLayout
 from cosmos3_lab.settings import CheckpointConfigs, Defaults
@@ -210,21 +211,18 @@ def decode_cost(models: MetaModels, clip: Clip, text_tokens: tuple[int, ...]) ->
         clip: from `make_clip`.
     """
     meter = Meter(workspace=CONVOLUTION_WORKSPACE)
-    done: list[tuple[int, Flops]] = []  # frames so far, FLOPs so far
     with meter.watching():
         conditions, latents = [_condition(models, clip, n) for n in text_tokens], _latents(models, clip)
-        frames = torch.empty(clip.num_frames, clip.height, clip.width, 3, dtype=torch.uint8, device="meta")
         kept = peak_bytes(meter.events)
-        for pixels in iter_decode_video(models.vae, latents.video):
-            done.append((pixels.shape[2] + (done[-1][0] if done else 0), meter.flops))
-            if len(done) == 3:  # the first chunk is one frame, the second finds no past; from the third on all are alike
-                break
-        del pixels
-        meter.flops = _whole_clip(done, clip.num_frames)
         if models.avae is not None and latents.sound is not None:
             decode_sound(models.avae, latents.sound)
-        del conditions, latents, frames
-    return Cost(meter.flops, tuple(meter.events), kept)
+        sound, done = meter.flops, [(0, Flops())]  # frames so far, FLOPs so far
+        for pixels in iter_decode_video(models.vae, latents.video):
+            done.append((done[-1][0] + len(to_uint8_frames(pixels)), meter.flops - sound))
+            if len(done) == 4:  # the first chunk is one frame, the second finds no past; from the third on all are alike
+                break
+        del pixels, conditions, latents
+    return Cost(sound + _whole_clip(done[1:], clip.num_frames), tuple(meter.events), kept)
 
 
 def _whole_clip(done: list[tuple[int, Flops]], num_frames: int) -> Flops:

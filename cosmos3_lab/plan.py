@@ -41,7 +41,7 @@ from cosmos3_lab.speed import H200, Rates, measure_rates
 
 CONTEXT_ROOM = 0.75 * GIB  # of a card's memory: CUDA itself and the code of its kernels, which no tensor ever sees
 # Parts of the sides and of the frames that are tried where a size does not fit.
-SIDES, LENGTHS = (1.0, 0.75, 2 / 3, 0.5, 1 / 3), (1.0, 0.75, 0.5, 0.25)
+SIDES, LENGTHS = (1.0, 0.75, 2 / 3, 0.5, 1 / 3), tuple(eighths / 8 for eighths in range(8, 0, -1))
 ALTERNATIVES = 3
 
 
@@ -94,7 +94,7 @@ class Phase:
         stage: "encode" (the prompts), "denoise" (all steps) or "decode".
         flops: of the stage.
         weights: bytes of the weights on the device.
-        kept: bytes of what is there all the time: text K/V, latents, finished frames.
+        kept: bytes of what is there all the time: text K/V and latents.
         working: bytes of the activations at their most.
         peak: bytes that PyTorch reserves at the most, the allocator's gaps included: `torch.cuda.max_memory_reserved`.
         moved: bytes of weights that are brought to the device first.
@@ -274,14 +274,13 @@ class _Planner:
 
     def with_alternatives(self, plan: ClipPlan) -> ClipPlan:
         """The same plan and, where it does not fit, smaller ones that do."""
-        found: list[ClipPlan] = []
-        if plan.chosen is None:
-            for clip in self._smaller(plan.clip):
-                if self._may_fit(clip, plan) and (smaller := self.plan(clip)).chosen is not None:
-                    found.append(smaller)
-                if len(found) == ALTERNATIVES:
-                    break
-        return replace(plan, alternatives=tuple(found))
+        found: dict[int, ClipPlan] = {}  # the longest clip of each height
+        for clip in () if plan.chosen is not None else self._smaller(plan.clip):
+            if len(found) == ALTERNATIVES:
+                break
+            if clip.height not in found and self._may_fit(clip, plan) and (smaller := self.plan(clip)).chosen is not None:
+                found[clip.height] = smaller
+        return replace(plan, alternatives=tuple(found.values()))
 
     def _smaller(self, clip: Clip) -> Iterator[Clip]:
         """Shorter and smaller clips, the one that keeps most pixels first."""
@@ -301,7 +300,10 @@ class _Planner:
         tokens = clip.layout.s_gen / larger.clip.layout.s_gen
         frame = clip.height * clip.width / (larger.clip.height * larger.clip.width)
         shares = {"encode": 1.0, "denoise": tokens, "decode": frame}
-        return all(p.weights + (p.peak - p.weights) * shares[p.stage] <= self.machine.free for p in larger.split.phases)
+        return all(
+            phase.weights + phase.kept + (phase.peak - phase.weights - phase.kept) * shares[phase.stage] <= self.machine.free
+            for phase in larger.split.phases
+        )
 
     def _fits(self, option: Option) -> bool:
         return self.machine.free is None or option.peak <= self.machine.free
