@@ -2,13 +2,16 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from cosmos3_lab.cli import app
 from cosmos3_lab.costs import (
     NANO_TEXT_TOKENS,
     decode_cost,
@@ -384,3 +387,75 @@ def test_a_layer_reserves_what_is_planned(tokens):
     memory = CachingAllocator()
     memory.replay(meter.events)
     assert torch.cuda.max_memory_reserved() - before == pytest.approx(memory.peak_reserved, rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """The command's exit code and what it printed, in an empty folder and without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("COSMOS3_CHECKPOINT", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+        return result.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+
+    return run
+
+
+def test_the_command_plans_for_this_cpu(call, tiny_folder):
+    code, printed = call("--checkpoint", tiny_folder, "--steps", 2)
+    assert code == 0
+    assert re.search(r"random-tiny: video with sound, 2 steps, [\d,]+ \+ [\d,]+ text tokens, float32, on\s+the CPU", printed)
+    assert "96x160x17" in printed
+    assert re.search(r"encode.*\n.*denoise.*\n.*decode", printed)
+    assert "measured on this CPU" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_the_command_plans_for_a_gpu_that_is_not_here(call, tiny_folder):
+    code, printed = call("--checkpoint", tiny_folder, "--gpu-memory", 8, "--silent", "96x160x17", "32x32x1")
+    assert code == 0
+    assert "silent video" in printed
+    assert "as on one H200" in printed
+    assert len(re.findall(r"(?m)^ (96x160x17|32x32x1) .* resident", printed)) == 2
+    assert "denoise" not in printed  # stages only for one size, or when asked
+    assert "denoise" in call("--checkpoint", tiny_folder, "--gpu-memory", 8, "--phases", "96x160x17", "32x32x1")[1]
+
+
+def test_the_command_says_what_fits_instead(call, tiny_folder):
+    card = (CONTEXT_ROOM + 400 * MIB) / GIB
+    code, printed = call("--checkpoint", tiny_folder, "--gpu-memory", card, "960x1280x49")
+    assert code == 1
+    assert "960x1280x49 does not fit, by" in printed
+    assert re.search(r"(?m)^ 480x640x\d+ +\d+% .* (split|resident)", printed)
+
+
+def test_nano_needs_no_folder(call):
+    code, printed = call("--checkpoint", "nano", "--gpu-memory", 4, "32x32x1")
+    assert code == 1
+    assert "Cosmos3-Nano" in printed
+    assert "weights alone take 13.0 GiB" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["100x100"], "HEIGHTxWIDTHxFRAMES"),
+        (["100x96x9"], "multiple of 16"),
+        (["--gpu-memory", "0"], "above 0"),
+        (["--steps", "0"], "at least one"),
+        (["--measured", "nothing.json"], "nothing.json"),
+        (["--checkpoint", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line(call, tiny_folder, arguments, message):
+    code, printed = call("--checkpoint", tiny_folder, *arguments)
+    assert code == 2
+    assert printed.startswith("error: ")
+    assert len(printed.strip().splitlines()) == 1
+    assert message in printed
