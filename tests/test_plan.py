@@ -410,7 +410,7 @@ def call(monkeypatch, tmp_path):
 def test_the_command_plans_for_this_cpu(call, tiny_folder):
     code, printed = call("--checkpoint", tiny_folder, "--steps", 2)
     assert code == 0
-    assert re.search(r"random-tiny: video with sound, 2 steps, [\d,]+ \+ [\d,]+ text tokens, float32, on\s+the CPU", printed)
+    assert re.search(r"random-tiny: video with sound, 2 steps, [\d,]+ \+ [\d,]+ text tokens, float32, on\s+the\s+CPU", printed)
     assert "96x160x17" in printed
     assert re.search(r"encode.*\n.*denoise.*\n.*decode", printed)
     assert "measured on this CPU" in printed
