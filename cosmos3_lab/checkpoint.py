@@ -29,6 +29,7 @@ from cosmos3_lab.memory import (
     stream_layers,
     working_room,
 )
+from cosmos3_lab.quantized import Weights, quantize_tower
 from cosmos3_lab.settings import CheckpointConfigs, Defaults, read_configs, resolve_folder
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
@@ -53,9 +54,10 @@ class Cosmos3Models(Shown):
         vae: video decoder, and its encoder where asked for.
         avae: sound decoder, None for silent runs.
         configs: the checkpoint's settings.
-        fingerprint: of the transformer's files and config, to recognise them again.
+        fingerprint: of the transformer's files and config (and of their rounding), to recognise them again.
         device: where the work happens.
         placement: "resident" or "split".
+        quantized: "int8" or "fp8" where the layers' matrices were rounded to 8 bits, None where they are as stored.
         load_seconds, load_bytes: how long loading took, and how much was read.
     """
 
@@ -66,6 +68,7 @@ class Cosmos3Models(Shown):
     fingerprint: str
     device: torch.device
     placement: Placement
+    quantized: Weights | None = None
     load_seconds: float = 0.0
     load_bytes: int = 0
     _movable: Mapping[str, Movable] = field(default_factory=dict, repr=False)
@@ -145,9 +148,10 @@ class Cosmos3Models(Shown):
     def __repr__(self) -> str:
         c = self.config
         sound = "with sound" if self.avae is not None else "silent"
+        rounded = f" with layers in {self.quantized} (lossy)" if self.quantized else ""
         return (
             f"Cosmos3Models({self.defaults.name}: {c.num_hidden_layers} layers of {c.hidden_size}, {sound}, "
-            f"{self.transformer.dtype}, {self.device}, {self.placement})"
+            f"{self.transformer.dtype}{rounded}, {self.device}, {self.placement})"
         )
 
 
@@ -160,6 +164,7 @@ def load_cosmos3(
     load_sound: bool | None = None,
     load_encoder: bool = False,
     placement: Literal["auto", "resident", "split"] = "auto",
+    quantize: Weights | None = None,
     vae_dtype: torch.dtype | None = None,
     sound_dtype: torch.dtype | None = None,
 ) -> Cosmos3Models:
@@ -176,6 +181,8 @@ def load_cosmos3(
         load_encoder: whether to read the encoders, for `encode_video` and, where the file has one, `encode_sound`.
         placement: "resident" keeps all weights on the device, "split" only those that are in use; "auto" is resident where
             the checkpoint's default request fits so into free memory, else split.
+        quantize: "int8" or "fp8" rounds the matrices of all layers to 8 bits, which halves their memory; the results are then
+            not those of the checkpoint. None keeps them as they are.
         vae_dtype, sound_dtype: of the two decoders; None means as `dtype`.
 
     Raises:
@@ -184,6 +191,8 @@ def load_cosmos3(
         MemoryError: the weights do not fit the device; names the numbers.
     """
     begin = time.perf_counter()
+    if quantize is not None:
+        check_choice("quantize", quantize, Weights)
     folder, device = resolve_folder(folder), _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     vae_dtype, sound_dtype = (_resolve_dtype(dtype if d is None else d, device) for d in (vae_dtype, sound_dtype))
@@ -204,12 +213,17 @@ def load_cosmos3(
     dtypes = {"transformer": dtype, "vae": vae_dtype, "sound_tokenizer": sound_dtype}
     transformer, vae = parts["transformer"].module, parts["vae"].module
     avae = parts["sound_tokenizer"].module if with_sound else None
-    placement = choose_placement(placement, *_memory_needs(configs, parts, dtypes), device)
-    home = torch.device("cpu") if placement == "split" else device
+    placement = choose_placement(placement, *_memory_needs(configs, parts, dtypes, quantize), device)
+    cpu = torch.device("cpu")
+    home = cpu if placement == "split" else device
     for name, part in parts.items():
-        load_weights(part.module, tensors[name], sources=part.sources, device=home, dtype=dtypes[name], float32=_is_time_embedder)
+        to = cpu if name == "transformer" and quantize else home  # rounded on the way to the device, layer by layer
+        load_weights(part.module, tensors[name], sources=part.sources, device=to, dtype=dtypes[name], float32=_is_time_embedder)
+    for tower in (transformer.und, transformer.gen) if quantize else ():
+        quantize_tower(tower, quantize, device=device, home=home)
     use_channels_last(vae)
     read = [info for name, part in parts.items() for info in without(tensors[name].values(), part.skip)]
+    mark = fingerprint(tensors["transformer"].values(), repr(configs.transformer))
     decoders = nn.ModuleList([vae] if avae is None else [vae, avae])
     movable = {"und": transformer.und, "gen": transformer.gen, "decode": decoders} if placement == "split" else {}
     return Cosmos3Models(
@@ -217,9 +231,10 @@ def load_cosmos3(
         vae=vae,
         avae=avae,
         configs=configs,
-        fingerprint=fingerprint(tensors["transformer"].values(), repr(configs.transformer)),
+        fingerprint=mark + (f"-{quantize}" if quantize else ""),
         device=device,
         placement=placement,
+        quantized=quantize,
         load_seconds=_seconds_since(begin, device),
         load_bytes=sum(info.nbytes for info in read),
         _movable={name: Movable(module) for name, module in movable.items()},
@@ -305,12 +320,16 @@ def _resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -
 
 
 def _memory_needs(
-    configs: CheckpointConfigs, parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]
+    configs: CheckpointConfigs, parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype], quantize: Weights | None
 ) -> tuple[MemoryNeed, MemoryNeed]:
     """For a small request, and for the checkpoint's default one."""
 
     def size(name: str, module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters()) * dtypes[name].itemsize
+        def one(parameter: str, p: nn.Parameter) -> int:
+            rounded = quantize is not None and parameter.startswith("layers.") and p.ndim == 2
+            return p.numel() * (1 if rounded else dtypes[name].itemsize)
+
+        return sum(one(parameter, p) for parameter, p in module.named_parameters())
 
     towers = parts["transformer"].module
     decoders = sum(size(name, part.module) for name, part in parts.items() if name != "transformer")

@@ -355,6 +355,7 @@ def run_manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]
         "dtype": str(models.transformer.dtype).removeprefix("torch."),
         "device": str(models.device),
         "placement": models.placement,
+        "quantized": models.quantized,
     }
 
 

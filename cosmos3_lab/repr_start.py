@@ -145,6 +145,7 @@ def models_page(models: Cosmos3Models) -> str:
         ("fingerprint", Plain(models.fingerprint), "of the transformer's files and config"),
         ("device", Plain(str(models.device)), "where the work happens"),
         ("placement", Plain(models.placement), "resident: all on the device; split: one tower at a time"),
+        ("quantized", Plain(str(models.quantized)), "layers rounded to 8 bits, a loss; None: as stored"),
         ("load_seconds", Plain(f"{models.load_seconds:.2f}"), "how long loading took"),
         ("load_bytes", Plain(f"{models.load_bytes / 2**20:.1f} MiB"), "how much was read"),
         ("defaults", Plain(_defaults_text(models)), "what a request is where nothing else is said"),

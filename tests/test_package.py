@@ -81,7 +81,7 @@ def test_no_module_runs_what_a_file_says(module):
 ROWS = [
     {"configs", "files", "figure_canvas", "showing", "timing", "transfer", "meter"},
     {"figure_style", "repr_html"},
-    {"sizes", "vae_blocks"},
+    {"sizes", "vae_blocks", "quantized"},
     {"captions", "latents", "schedule", "positions", "layers", "video_vae", "sound_avae", "media"},
     {"prompt", "presets", "guidance", "unipc", "towers", "weights"},
     {"request", "transformer", "settings", "memory", "layout"},
