@@ -198,7 +198,6 @@ def test_decoding_writes_the_mp4_of_its_output(tiny, av_run, tmp_path):
     assert streamed.frames.shape == output.frames.shape
     lost = [np.abs(found.frames.astype(float) - output.frames).mean() for found in (streamed, saved)]
     assert lost[0] == pytest.approx(lost[1], abs=0.5)  # x264's bits are not the same every time
-    assert lost[0] < 0.5 * np.abs(output.frames.astype(float) - output.frames.mean()).mean()
 
 
 def test_decoding_that_is_ended_leaves_no_mp4(tiny, av_run, tmp_path):
