@@ -3,6 +3,7 @@
 Read next: `quickstart.py`, the exercises of notebook 00.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -64,7 +65,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         mark, colour = ("&#10003; passed", GREEN) if self.passed else ("not yet", ORANGE)
         label = f'<b style="color: {colour}">{escape(self.name)} {mark}</b>'
-        return f'<div style="border-left: 4px solid {colour}; padding-left: 0.8em">{label}<br>{escape(self.message)}</div>'
+        return f'<div style="border-left: 4px solid {colour}; padding-left: 0.8em">{label}<br>{_as_html(self.message)}</div>'
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ class Hint:
         return f"{self.name} hint: {self.message}"
 
     def _repr_html_(self) -> str:
-        return f'<div style="padding-left: 0.8em"><b>{escape(self.name)} hint</b><br>{escape(self.message)}</div>'
+        return f'<div style="padding-left: 0.8em"><b>{escape(self.name)} hint</b><br>{_as_html(self.message)}</div>'
+
+
+def _as_html(text: str) -> str:
+    """Escaped, and what stands between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 EXERCISES: dict[str, Exercise] = {}  # filled once, by the decorator, as the modules are imported

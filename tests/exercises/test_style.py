@@ -27,3 +27,7 @@ def test_success_is_one_paragraph_that_says_something(name):
 @pytest.mark.parametrize("name", names())
 def test_hints_are_sentences(name):
     assert framework.find(name).hint.rstrip().endswith((".", "?"))
+
+
+def test_code_between_backticks_is_code_in_a_notebook_and_the_rest_is_escaped():
+    assert "<code>a &lt; b</code> &amp; c" in framework.Hint("00.1", "`a < b` & c")._repr_html_()
