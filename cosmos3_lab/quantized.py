@@ -1,4 +1,4 @@
-"""Matrices of the layers in 8 bits: half the memory and, in fp8, faster; the results are not those of the checkpoint any more.
+"""Matrices of the layers in 8 bits: half the bytes of bfloat16, and results that are not those of the checkpoint any more.
 
     "int8"   weights alone are rounded, to 255 levels per row; products are computed in the model's dtype. Runs everywhere.
     "fp8"    weights per row and activations per token are rounded to float8 e4m3 (3 bits after the point), and multiplied as
@@ -42,11 +42,16 @@ class QuantizedLinear(nn.Module):
         if self.weight.dtype == torch.int8:
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.T.to(x.dtype)
         rows, scale = round_rows(x.flatten(0, -2), "fp8")
-        if x.is_cuda:
+        if _multiplies_fp8(x):
             y = torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=x.dtype, use_fast_accum=True)
         else:
             y = F.linear(rows.to(x.dtype), self.weight.to(x.dtype)) * (scale * self.scale.T).to(x.dtype)
         return y.view(*x.shape[:-1], -1)
+
+
+def _multiplies_fp8(x: Tensor) -> bool:
+    """Whether there is a product of fp8 matrices with a scale per row there; it gives bfloat16 alone."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 9)
 
 
 def round_rows(x: Float[Tensor, "rows columns"], kind: Weights) -> tuple[Num[Tensor, "rows columns"], Float32[Tensor, "rows 1"]]:

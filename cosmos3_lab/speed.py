@@ -66,7 +66,14 @@ class Rates:
 
 
 # From benchmarks/results/step_time.json at 7530eb7, by `read_rates`; transfer and layer are guesses. For machines without a GPU.
-H200 = Rates(linear=557e12, attention=599e12, convolution=409e12, transfer=4e9, layer=4e-4, source="as on one H200")
+H200 = Rates(
+    linear=557e12,
+    attention=599e12,
+    convolution=409e12,
+    transfer=4e9,
+    layer=4e-4,
+    source="as on one H200, copies and short sequences guessed",
+)
 
 
 # ----------------------------------------------------------------------------------------------------------- measure

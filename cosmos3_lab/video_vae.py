@@ -143,7 +143,8 @@ class VideoVAE(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------- functions
 
-BUSY = 600  # latent pixels that are worth a chunk: pico's default clip is fastest so on two CPU cores (benchmarks/NOTES.md)
+# Latent pixels that are worth a chunk: four of pico's latent frames, so that two CPU cores decode its clip in half the time.
+BUSY = 600
 
 
 def use_channels_last(vae: VideoVAE) -> None:

@@ -101,3 +101,11 @@ def test_a_word_that_is_none_of_them_is_an_error(tiny_folder):
     load = inspect.unwrap(load_cosmos3)  # as users have it, without the tests' checks of types
     with pytest.raises(ValueError, match="int4.*int8.*fp8"):
         load(tiny_folder, quantize="int4")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_multiplies_what_the_cpu_does(kind):
+    x, weight = random(5, 7, 128, seed=1).bfloat16(), random(32, 128).bfloat16()
+    on_cpu, on_gpu = QuantizedLinear(weight, kind), QuantizedLinear(weight.cuda(), kind)
+    assert relative(on_gpu(x.cuda()).float().cpu(), on_cpu(x).float()) < 0.01
