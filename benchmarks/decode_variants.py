@@ -7,6 +7,7 @@ and peak memory. What pays goes into the package, what does not into NOTES.md.
 """
 
 import argparse
+import os
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +20,13 @@ from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.video_vae import VideoVAE, iter_decode_video, use_channels_last
 
 
+def plain(vae):
+    os.environ["COSMOS3_PLAIN"] = "1"
+    return [lambda: os.environ.pop("COSMOS3_PLAIN")]
+
+
 def as_it_is(vae):
+    """With the kernels where there is a GPU."""
     return []
 
 
@@ -28,6 +35,11 @@ def contiguous(vae):
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
             module.weight.data = module.weight.data.contiguous()
+    return []
+
+
+def two_at_once(vae):
+    """Two latent frames in a chunk; see `measure`."""
     return []
 
 
@@ -63,7 +75,7 @@ def compiled_upsamplers(vae):
     return [lambda: setattr(vae_blocks.UpBlock, "_shortcut", forward), *compiled_blocks(vae)]
 
 
-VARIANTS = {f.__name__: f for f in (as_it_is, contiguous, autotuned, compiled_norms, compiled_blocks, compiled_upsamplers)}
+VARIANTS = {f.__name__: f for f in (plain, as_it_is, contiguous, two_at_once, autotuned, compiled_norms, compiled_blocks, compiled_upsamplers)}
 
 
 @contextmanager
@@ -100,7 +112,7 @@ def main():
         expected = None
         for name in a.variants.split(","):
             with changed(vae, VARIANTS[name]):
-                row = measure(vae, z, expected)
+                row = measure(vae, z, expected, 2 if name == "two_at_once" else 1)
                 expected = row.pop("last") if expected is None else expected
                 row.pop("last", None)
                 results.put(f"{size}/{name}", row)
@@ -108,10 +120,10 @@ def main():
             profile(results, lambda z=z: [None for _ in iter_decode_video(vae, z)])
 
 
-def measure(vae, z, expected):
+def measure(vae, z, expected, at_once):
     def decode(latents):
         last = None
-        for last in iter_decode_video(vae, latents, latents_at_once=1):  # noqa: B007
+        for last in iter_decode_video(vae, latents, latents_at_once=at_once):  # noqa: B007
             pass
         return last
 

@@ -7,19 +7,54 @@ layer's; peak memory. What pays goes into the package, what does not into NOTES.
 """
 
 import argparse
+import copy
+import os
 
 import torch
 from measuring import Results, median_seconds, peak_gpu
+from step_time import profile
+from torch import nn
 from torch.nn import functional as F
 
+from cosmos3_lab import layers
 from cosmos3_lab.layers import apply_rotary, attention
+from cosmos3_lab.quantized import quantize_tower
 from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.sizes import pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.towers import GENLayer, LayerKV, Rope
 
 
 def plain(layer, x, text, rope):
-    return layer(x, text, rope)
+    return environment("1", layer, x, text, rope)
+
+
+def environment(plain_alone, layer, *given, flashinfer=False):
+    """The package's own layer: as it is written in towers.py, or as the kernels do it."""
+    os.environ["COSMOS3_PLAIN"] = plain_alone
+    kept, layers.has_flash_attention_3 = layers.has_flash_attention_3, lambda q: flashinfer
+    try:
+        return layer(*given)
+    finally:
+        layers.has_flash_attention_3 = kept
+
+
+def fused(layer, *given):
+    return environment("", layer, *given)
+
+
+def fused_flashinfer(layer, *given):
+    return environment("", layer, *given, flashinfer=True)
+
+
+def rounded(layer, kind):
+    """A copy whose products are 8-bit ones, made once."""
+    if not hasattr(layer, f"as_{kind}"):
+        holder = nn.Module()
+        holder.layers = nn.ModuleList([copy.deepcopy(layer)])
+        device = next(layer.parameters()).device
+        quantize_tower(holder, kind, device=device, home=device)
+        object.__setattr__(layer, f"as_{kind}", holder.layers[0])
+    return getattr(layer, f"as_{kind}")
 
 
 def by_hand(layer, x, text, rope, attend=attention, fuse=True):
@@ -108,6 +143,12 @@ VARIANTS = {
     "flashinfer": lambda: with_flashinfer,
     "flashinfer compiled": compiled(with_flashinfer),
     "fp8 compiled": compiled(quantized),
+    "fused": lambda: fused,
+    "fused flashinfer": lambda: fused_flashinfer,
+    "fp8": lambda: lambda layer, *given: plain(rounded(layer, "fp8"), *given),
+    "fp8 fused": lambda: lambda layer, *given: fused(rounded(layer, "fp8"), *given),
+    "fp8 fused flashinfer": lambda: lambda layer, *given: fused_flashinfer(rounded(layer, "fp8"), *given),
+    "int8 fused": lambda: lambda layer, *given: fused(rounded(layer, "int8"), *given),
 }
 
 
@@ -142,6 +183,7 @@ def main():
     parser.add_argument("--sizes", default="480x832x49,720x1280x189")
     parser.add_argument("--text", default="200,3400")
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--profile", default="", help="variants whose time by kernel is wanted, at the last size")
     parser.add_argument("--tiny", action="store_true", help="tiny layer, to try the script")
     parser.add_argument("--out", default="benchmarks/results/layer_variants.json")
     a = parser.parse_args()
@@ -159,6 +201,8 @@ def main():
             expected = plain(layer, *given).float()
             for name in a.variants.split(","):
                 results.put(f"{size}/text {text}/{name}", measure(VARIANTS[name](), layer, given, expected))
+    for name in filter(None, a.profile.split(",")):
+        profile(results, lambda name=name: VARIANTS[name]()(layer, *given), key=f"profile_ms/{name}")
 
 
 def measure(function, layer, given, expected):

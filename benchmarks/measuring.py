@@ -55,7 +55,7 @@ def median_seconds(fn, *, repeats=3, warmup=1):
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1e3)
-    return round(statistics.median(seconds), 4)
+    return round(statistics.median(seconds), 6)
 
 
 def peak_gpu(reset=False):

@@ -84,7 +84,7 @@ def main():
         results.put(f"peak_gib/decode/{size}", peak_gpu(reset=True))
 
 
-def profile(results, fn):
+def profile(results, fn, key="profile_ms"):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -98,7 +98,7 @@ def profile(results, fn):
     rows = sorted(
         ((getattr(e, f"self_{kind}_time_total") / 1e3, e.count, e.key[:110]) for e in trace.key_averages()), reverse=True
     )
-    results.put("profile_ms", [list(row) for row in rows[:16]])
+    results.put(key, [list(row) for row in rows[:16]])
 
 
 if __name__ == "__main__":

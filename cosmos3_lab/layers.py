@@ -4,12 +4,15 @@ Read next: `transformer.py`, which puts them together.
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cosmos3_lab.fusing import can_fuse
 
 # Preferred first; PyTorch takes the first that supports the input.
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -92,6 +95,10 @@ def attention(
     Returns:
         `[s_q, heads * d_head]`, for each sample of a batch (only training has one).
     """
+    if has_flash_attention_3(q):
+        from flashinfer import single_prefill_with_kv_cache
+
+        return single_prefill_with_kv_cache(q, k, v, causal=causal, backend="fa3").flatten(-2)
     batch = q.shape[:-3]
     q, k, v = (x.view(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v))  # b heads s d_head
     if q.dtype == torch.float32:  # the kernels that save memory in float32 do not share key/value heads themselves
@@ -100,6 +107,16 @@ def attention(
     with sdpa_kernel(BACKENDS[1:] if q.requires_grad else BACKENDS, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).reshape(*batch, q.shape[2], -1)
+
+
+def has_flash_attention_3(q: Tensor) -> bool:
+    """Whether FlashInfer (`pip install cosmos3-lab[flashinfer]`) is there, with a GPU for its version of Flash Attention 3.
+
+    Args:
+        q: queries, `[s_q, heads, d_head]`.
+    """
+    fits = q.ndim == 3 and can_fuse(q) and q.dtype == torch.bfloat16 and q.shape[-1] == 128
+    return fits and torch.cuda.get_device_capability(q.device) == (9, 0) and find_spec("flashinfer") is not None
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

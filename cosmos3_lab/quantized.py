@@ -41,17 +41,25 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*b d_in"]) -> Float[Tensor, "*b d_out"]:
         if self.weight.dtype == torch.int8:
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.T.to(x.dtype)
-        rows, scale = round_rows(x.flatten(0, -2), "fp8")
-        if _multiplies_fp8(x):
-            y = torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=x.dtype, use_fast_accum=True)
-        else:
-            y = F.linear(rows.to(x.dtype), self.weight.to(x.dtype)) * (scale * self.scale.T).to(x.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return self.multiply(*round_rows(x.flatten(0, -2), "fp8"), dtype=x.dtype).view(*x.shape[:-1], -1)
+
+    def multiply(
+        self, rows: Float[Tensor, "s d_in"], scale: Float32[Tensor, "s 1"], *, dtype: torch.dtype = torch.bfloat16
+    ) -> Float[Tensor, "s d_out"]:
+        """The product with tokens that are in fp8 already.
+
+        Args:
+            rows, scale: from `round_rows`.
+            dtype: of the result.
+        """
+        if _multiplies_fp8(rows.device, dtype):
+            return torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=dtype, use_fast_accum=True)
+        return F.linear(rows.to(dtype), self.weight.to(dtype)) * (scale * self.scale.T).to(dtype)
 
 
-def _multiplies_fp8(x: Tensor) -> bool:
+def _multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a product of fp8 matrices with a scale per row there; it gives bfloat16 alone."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 9)
+    return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def round_rows(x: Float[Tensor, "rows columns"], kind: Weights) -> tuple[Num[Tensor, "rows columns"], Float32[Tensor, "rows 1"]]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos3_lab.configs import read_fields
+from cosmos3_lab.fusing import can_fuse
 from cosmos3_lab.layers import MLP, RMSNorm, TimestepEmbedder, apply_rotary, attention
 
 
@@ -195,6 +196,10 @@ class GENLayer(nn.Module):
         self.post_attention_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "*b s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "*b s d_model"]:
+        if x.ndim == 2 and can_fuse(x) and not _is_watched(self):
+            from cosmos3_lab.fused import fused_layer  # imports Triton
+
+            return fused_layer(self, x, text, rope)
         x = x + self.attend(self.input_layernorm_moe_gen(x), text, rope)
         return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
 
@@ -206,6 +211,11 @@ class GENLayer(nn.Module):
         v = a.add_v_proj(n).unflatten(-1, k.shape[-2:])
         seen = attention(q, torch.cat([text.k, k], dim=-3), torch.cat([text.v, v], dim=-3), causal=False)  # text first
         return a.to_add_out(seen)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody wants to see or change what goes on inside the layer, parts of which a fused layer has not."""
+    return any(m._forward_hooks or m._forward_pre_hooks for child in layer.children() for m in child.modules())
 
 
 class UNDTower(nn.Module):

@@ -8,12 +8,15 @@ Read next: `video_vae.py`. Source: AutoencoderKLWan of diffusers 0.42.1; Wan tea
 """
 
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cosmos3_lab.fusing import can_fuse
 
 
 @dataclass
@@ -29,6 +32,15 @@ class CausalMemory:
     first: bool = True
 
 
+def fused_blocks(x: Tensor) -> ModuleType | None:
+    """The module `fused_vae`, where it can stand for the blocks here: for one clip on a GPU."""
+    if len(x) != 1 or not can_fuse(x):
+        return None
+    from cosmos3_lab import fused_vae  # imports Triton
+
+    return fused_vae
+
+
 class CausalConv3d(nn.Conv3d):
     """Convolution over time, rows and columns that sees two past frames (zeros before the clip)."""
 
@@ -36,12 +48,23 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(channels_in, channels_out, (3, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
-        b, c, t, h, w = x.shape
-        seen = x.new_empty(b, t + 2, h, w, c).movedim(-1, 1)  # one copy, and the channels innermost whatever x was
-        seen[:, :, :2] = memory.frames.get(self, 0)
+        seen = self.room(x, memory)
         seen[:, :, 2:] = x
+        return self.look(seen, memory)
+
+    def room(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t_and_2 h w"]:
+        """The two past frames, and room for those of `x` behind them; channels innermost, whatever `x` was."""
+        b, c, t, h, w = x.shape
+        seen = x.new_empty(b, t + 2, h, w, c).movedim(-1, 1)
+        seen[:, :, :2] = memory.frames.get(self, 0)
+        return seen
+
+    def look(
+        self, seen: Float[Tensor, "b c t_and_2 h w"], memory: CausalMemory, *, with_bias: bool = True
+    ) -> Float[Tensor, "b d t h w"]:
+        """The convolution of what `room` gave and the caller filled; remembers its last frames."""
         memory.frames[self] = seen[:, :, -2:].clone()  # a clone, or the slice would keep the whole chunk alive
-        return super().forward(seen)
+        return self._conv_forward(seen, self.weight, self.bias if with_bias else None)
 
 
 class ChannelNorm(nn.Module):
@@ -69,6 +92,8 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = nn.Conv3d(channels_in, channels_out, 1)
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
+        if fused := fused_blocks(x):
+            return fused.residual_block(self, x, memory)
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         x = self.conv1(F.silu(self.norm1(x)), memory)
         return shortcut + self.conv2(F.silu(self.norm2(x)), memory)
@@ -115,11 +140,14 @@ class Upsampler(nn.Module):
             self.time_conv = CausalConv3d(channels, 2 * channels, spatial=1)
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
+        return rearrange(self.resample[1](self.doubled(x, memory)), "(b t) c h w -> b c t h w", b=len(x))
+
+    def doubled(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "bt2 c h2 w2"]:
+        """The frames, more of them and twice as large, before their last convolution."""
         if hasattr(self, "time_conv") and not memory.first:
             # The two halves of the channels become two consecutive frames. The first chunk is not remembered.
             x = rearrange(self.time_conv(x, memory), "b (two c) t h w -> b (t two) h w c", two=2).movedim(-1, 1)
-        frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.resample[1](frames), "(b t) c h w -> b c t h w", b=len(x))
+        return F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
 
 
 class UpBlock(nn.Module):
@@ -139,6 +167,8 @@ class UpBlock(nn.Module):
             x = resnet(x, memory)
         if not hasattr(self, "upsampler"):
             return x
+        if fused := fused_blocks(x):
+            return fused.upsample(self, x, before, memory)
         return self.upsampler(x, memory) + self._shortcut(before, memory)
 
     def _shortcut(self, x: Tensor, memory: CausalMemory) -> Tensor:

@@ -1,0 +1,95 @@
+"""A GEN layer for a GPU: the same layer as `towers.GENLayer.forward`, with fewer passes over memory.
+
+    plain                                            here
+    norm of heads, rotation: about ten passes        one kernel
+    K and V of text and media concatenated           the media's are written behind the text's
+    silu, product: five passes                       one kernel of three
+    sums with the residual stream                    inside the matrix products
+    MLP in parts, then concatenated                  each part added into the residual stream
+
+Results differ from the plain layer's by rounding alone: what it rounds to bfloat16 after every operation stays in float32
+here until the end of a kernel. `GENLayer.forward` chooses; the plain layer is what runs on a CPU, in training, and wherever
+a hook wants to look into the layer.
+
+Read next: `kernels.py`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cosmos3_lab import kernels
+from cosmos3_lab.layers import MLP, MLP_TOKENS, RMSNorm, attention
+from cosmos3_lab.quantized import QuantizedLinear
+
+
+def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:
+    """What `layer(x, text, rope)` computes.
+
+    Args:
+        layer: a `GENLayer` on the GPU.
+        x: tokens; left as they are.
+        text: `LayerKV` of the UND layer.
+        rope: `Rope` of the tokens.
+    """
+    x = attend(layer, x, text, rope)
+    add_mlp(layer.mlp_moe_gen, x, _norm(layer.post_attention_layernorm_moe_gen, x, layer.mlp_moe_gen.gate_proj))
+    return x
+
+
+def attend(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:
+    """The tokens plus what attention adds to them.
+
+    Args:
+        layer, x, text, rope: see `fused_layer`.
+    """
+    a, (s_text, *heads) = layer.self_attn, text.k.shape
+    n = _norm(layer.input_layernorm_moe_gen, x, a.add_q_proj)
+    k, v = (x.new_empty(s_text + len(x), *heads) for _ in "kv")
+    k[:s_text], v[:s_text] = text.k, text.v
+    v[s_text:] = _product(a.add_v_proj, n, x.dtype).view(len(x), *heads)
+    rotated = _product(a.add_k_proj, n, x.dtype).view(len(x), *heads)
+    kernels.norm_and_rotate(rotated, a.norm_added_k.weight, a.norm_added_k.eps, rope.cos, rope.sin, k[s_text:])
+    q = _product(a.add_q_proj, n, x.dtype).view(len(x), -1, heads[-1])
+    kernels.norm_and_rotate(q, a.norm_added_q.weight, a.norm_added_q.eps, rope.cos, rope.sin, q)
+    seen = attention(q, k, v, causal=False)
+    del n, q, k, v, rotated
+    if isinstance(a.to_add_out, QuantizedLinear):
+        return x + _product(a.to_add_out, kernels.round_to_fp8(seen) if _is_fp8(a.to_add_out) else seen, x.dtype)
+    return torch.addmm(x, seen, a.to_add_out.weight.T)
+
+
+def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model"] | kernels.Rows8) -> None:
+    """Add `mlp(n)` to the tokens, in place, a part of them at a time.
+
+    Args:
+        mlp: of the layer.
+        x: the residual stream, written to.
+        n: the normed tokens.
+    """
+    fp8 = isinstance(n, kernels.Rows8)
+    parts = zip(*(t.split(MLP_TOKENS) for t in n), strict=True) if fp8 else n.split(MLP_TOKENS)
+    for stream, part in zip(x.split(MLP_TOKENS), parts, strict=True):
+        part = kernels.Rows8(*part) if fp8 else part
+        gate, up = _product(mlp.gate_proj, part, x.dtype), _product(mlp.up_proj, part, x.dtype)
+        hidden = kernels.silu_times(gate, up, fp8=fp8)
+        if isinstance(mlp.down_proj, QuantizedLinear):
+            stream += _product(mlp.down_proj, hidden, x.dtype)
+        else:
+            stream.addmm_(hidden, mlp.down_proj.weight.T)
+
+
+def _norm(norm: RMSNorm, x: Tensor, following: nn.Module) -> Tensor | kernels.Rows8:
+    """Normed tokens in the form in which the product that follows wants them."""
+    return kernels.rms_norm(x, norm.weight, norm.eps, fp8=_is_fp8(following))
+
+
+def _product(linear: nn.Linear | QuantizedLinear, x: Tensor | kernels.Rows8, dtype: torch.dtype) -> Tensor:
+    """The layer's product, of tokens in either form."""
+    return linear.multiply(*x, dtype=dtype) if isinstance(x, kernels.Rows8) else linear(x)
+
+
+def _is_fp8(linear: nn.Module) -> bool:
+    return isinstance(linear, QuantizedLinear) and linear.weight.dtype == kernels.FP8

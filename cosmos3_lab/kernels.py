@@ -1,0 +1,152 @@
+"""What stands between two matrix products of a GEN layer, each as one pass over memory (Triton, for NVIDIA GPUs).
+
+PyTorch alone goes over the tensors several times: the rotation of one head is four products, two sums and a copy. Every kernel
+here reads its input once, computes in float32, and writes its result once. Where the next matrix product is one of 8-bit
+numbers, it writes those and their scales (`Rows8`) instead.
+
+Imported only where there is a GPU and Triton. Read next: `fused.py`, which puts them together.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from cosmos3_lab.quantized import EIGHT_BITS
+
+FP8, FP8_MAX = EIGHT_BITS["fp8"]
+
+
+class Rows8(NamedTuple):
+    """A matrix in fp8 with a scale for each row, as `quantized.round_rows` makes it."""
+
+    values: Float[Tensor, "rows columns"]
+    scale: Float32[Tensor, "rows 1"]
+
+
+def rms_norm(
+    x: Float[Tensor, "s d"], weight: Float[Tensor, " d"], eps: float, *, fp8: bool = False
+) -> Float[Tensor, "s d"] | Rows8:
+    """`x / sqrt(mean(x^2) + eps) * weight` for each row.
+
+    Args:
+        x: contiguous.
+        weight: gain of each column.
+        eps: beside the mean square.
+        fp8: whether to round the result to fp8.
+    """
+    out, scale = _room(x, fp8)
+    width = x.shape[1]
+    _rms_norm[(len(x),)](x, weight, out, scale, eps, width, triton.next_power_of_2(width), fp8, FP8_MAX, num_warps=8)
+    return Rows8(out, scale) if fp8 else out
+
+
+def silu_times(gate: Float[Tensor, "s d"], up: Float[Tensor, "s d"], *, fp8: bool = False) -> Float[Tensor, "s d"] | Rows8:
+    """`silu(gate) * up`.
+
+    Args:
+        gate, up: contiguous.
+        fp8: whether to round the result to fp8.
+    """
+    out, scale = _room(gate, fp8)
+    width = gate.shape[1]
+    block = triton.next_power_of_2(width) if fp8 else min(2048, triton.next_power_of_2(width))  # a scale needs the whole row
+    grid = (len(gate), triton.cdiv(width, block))
+    _silu_times[grid](gate, up, out, scale, width, block, fp8, FP8_MAX, num_warps=8)
+    return Rows8(out, scale) if fp8 else out
+
+
+def round_to_fp8(x: Float[Tensor, "s d"]) -> Rows8:
+    """`quantized.round_rows(x, "fp8")`.
+
+    Args:
+        x: contiguous.
+    """
+    out, scale = _room(x, True)
+    width = x.shape[1]
+    _round_to_fp8[(len(x),)](x, out, scale, width, triton.next_power_of_2(width), FP8_MAX, num_warps=8)
+    return Rows8(out, scale)
+
+
+def norm_and_rotate(
+    x: Float[Tensor, "s heads d_head"],
+    weight: Float[Tensor, " d_head"],
+    eps: float,
+    cos: Float[Tensor, "s half"],
+    sin: Float[Tensor, "s half"],
+    out: Float[Tensor, "s heads d_head"],
+) -> None:
+    """RMS norm of every head, then the rotation of its pairs (x[k], x[k + d_head / 2]).
+
+    Args:
+        x: projected tokens; heads and d_head are powers of two.
+        weight, eps: of the norm.
+        cos, sin: of each token.
+        out: where to write; may be `x` itself.
+    """
+    s, heads, d_head = x.shape
+    strides = x.stride(0), out.stride(0)
+    _norm_and_rotate[(s,)](x, weight, cos, sin, out, eps, *strides, heads, d_head // 2, num_warps=4)
+
+
+def _room(x: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
+    """For the result, and for the scales (where there are none, any pointer will do)."""
+    if not fp8:
+        return torch.empty_like(x), x
+    return torch.empty_like(x, dtype=FP8), torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+
+
+@triton.jit
+def _rms_norm(x, weight, out, scale, eps, width: tl.constexpr, block: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    inside = at < width
+    values = tl.load(x + row * width + at, inside, 0.0).to(tl.float32)
+    values *= tl.rsqrt(tl.sum(values * values) / width + eps)
+    values *= tl.load(weight + at, inside, 0.0).to(tl.float32)
+    _write(values.to(x.dtype.element_ty), out, scale, row, at, inside, width, fp8, most)
+
+
+@triton.jit
+def _silu_times(gate, up, out, scale, width: tl.constexpr, block: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    inside = at < width
+    g = tl.load(gate + row * width + at, inside, 0.0).to(tl.float32)
+    values = g * tl.sigmoid(g) * tl.load(up + row * width + at, inside, 0.0).to(tl.float32)
+    _write(values.to(gate.dtype.element_ty), out, scale, row, at, inside, width, fp8, most)
+
+
+@triton.jit
+def _round_to_fp8(x, out, scale, width: tl.constexpr, block: tl.constexpr, most: tl.constexpr):
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    inside = at < width
+    _write(tl.load(x + row * width + at, inside, 0.0), out, scale, row, at, inside, width, True, most)
+
+
+@triton.jit
+def _write(values, out, scale, row, at, inside, width: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
+    """A part of a row as it is, or a whole one in fp8: divided by a scale by which its largest number becomes `most`."""
+    if fp8:
+        values = values.to(tl.float32)
+        one = tl.maximum(tl.max(tl.abs(values)), 1e-12) / most
+        tl.store(scale + row, one)
+        values = tl.minimum(tl.maximum(values / one, -most), most)
+    tl.store(out + row * width + at, values.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _norm_and_rotate(x, weight, cos, sin, out, eps, x_row, out_row, heads: tl.constexpr, half: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    pair = tl.arange(0, half)[None, :]
+    first_at = tl.arange(0, heads)[:, None] * (2 * half) + pair
+    first = tl.load(x + token * x_row + first_at).to(tl.float32)
+    second = tl.load(x + token * x_row + first_at + half).to(tl.float32)
+    mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * half)
+    gain = tl.rsqrt(mean + eps)[:, None]
+    first *= gain * tl.load(weight + pair).to(tl.float32)
+    second *= gain * tl.load(weight + half + pair).to(tl.float32)
+    c, s = tl.load(cos + token * half + pair).to(tl.float32), tl.load(sin + token * half + pair).to(tl.float32)
+    tl.store(out + token * out_row + first_at, (first * c - second * s).to(out.dtype.element_ty))
+    tl.store(out + token * out_row + first_at + half, (second * c + first * s).to(out.dtype.element_ty))
