@@ -50,7 +50,7 @@ def rounded(layer, kind):
     """A copy whose products are 8-bit ones, made once."""
     if not hasattr(layer, f"as_{kind}"):
         holder = nn.Module()
-        holder.layers = nn.ModuleList([copy.deepcopy(layer)])
+        holder.layers = nn.ModuleList([copy.deepcopy(layer).cpu()])
         device = next(layer.parameters()).device
         quantize_tower(holder, kind, device=device, home=device)
         object.__setattr__(layer, f"as_{kind}", holder.layers[0])

@@ -1,6 +1,12 @@
 """Seconds and memory at full Nano size beside diffusers, in one run on one GPU, with random weights made there.
 
-    python benchmarks/nano_h200.py [--sizes 480x832x49,720x1280x93,720x1280x189] [--only lab,compiled,diffusers] [--tiny]
+    python benchmarks/nano_h200.py [--sizes 480x832x49,720x1280x93,720x1280x189] [--only plain,lab,...] [--tiny]
+
+    plain             the layers as they are written in towers.py (COSMOS3_PLAIN=1)
+    lab               what runs on a GPU: kernels between the products, cuDNN's attention
+    lab flashinfer    with the optional extra, where it is installed
+    lab fp8, lab fp8 flashinfer      the same with the layers' matrices in fp8 (lossy)
+    diffusers
 
 T2AV, 200 prompt tokens, 3400 negative tokens, guidance 6. Rows as in the references' measurements: `full_step/SIZE` (both
 branches, guidance, solver; ours also with its record), `encode_condition/SIZE` (both prompts), `vae_decode/SIZE`,
@@ -10,6 +16,7 @@ call, with steps and decoders timed from its callbacks. Prints one table.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -22,7 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from step_time import inputs_and_state, random_module
 
+from cosmos3_lab import layers
 from cosmos3_lab.denoise import denoise_step
+from cosmos3_lab.quantized import QuantizedLinear, quantize_tower
 from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.sizes import pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.sound_avae import SoundAVAE, decode_sound
@@ -88,23 +97,39 @@ def shapes(size):
 # ------------------------------------------------------------------------------------------------------------ ours
 
 
+WAYS = ("plain", "lab", "lab flashinfer", "lab fp8", "lab fp8 flashinfer")
+
+
+@contextmanager
+def way_of(way):
+    """The layers and the attention that a way uses."""
+    kept, found = layers.has_flash_attention_3, layers.has_flash_attention_3 if "flashinfer" in way else lambda q: False
+    layers.has_flash_attention_3, os.environ["COSMOS3_PLAIN"] = found, "1" if way == "plain" else ""
+    try:
+        yield
+    finally:
+        layers.has_flash_attention_3 = kept
+        os.environ["COSMOS3_PLAIN"] = ""
+
+
 def measure_lab(rows, recipe, sizes, device, dtype, ways):
     transformer = random_module(lambda: Cosmos3Transformer(recipe.transformer), device, dtype)
     transformer.gen.time_embedder.float()
+    given = {}
+    for size in sizes:
+        again = lambda size=size: inputs_and_state(transformer, *shapes(size), device)  # noqa: E731
+        with way_of("lab"):
+            repeated(rows, f"encode_condition/{size}", "lab", again, 2)
+        given[size] = again()
     for way in ways:
-        if way == "compiled":
-            for layer in transformer.gen.layers:
-                layer.compile(dynamic=False)
-        for size in sizes:
-            shape, n_sound = shapes(size)
-            inputs, state = inputs_and_state(transformer, shape, n_sound, device)
-            if way == ways[0]:
-                again = lambda s=shape, n=n_sound: inputs_and_state(transformer, s, n, device)  # noqa: E731
-                repeated(rows, f"encode_condition/{size}", way, again, 3, warmup=0)
-            for _ in range(2):  # until the history is full: corrector and predictor of order 2
-                state = denoise_step(transformer, inputs, state)[0]
-            repeated(rows, f"full_step/{size}", way, lambda i=inputs, s=state: denoise_step(transformer, i, s), 3, warmup=0)
-            del inputs, state
+        if "fp8" in way and not isinstance(transformer.gen.layers[0].mlp_moe_gen.gate_proj, QuantizedLinear):
+            transformer.und.to_empty(device="meta")  # both forms of GEN would not fit an H100 beside it
+            quantize_tower(transformer.gen, "fp8", device=device, home=device)
+        for size, (inputs, state) in given.items():
+            with way_of(way):
+                for _ in range(2):  # until the history is full: corrector and predictor of order 2
+                    state = denoise_step(transformer, inputs, state)[0]
+                repeated(rows, f"full_step/{size}", way, lambda i=inputs, s=state: denoise_step(transformer, i, s), 3, warmup=0)
 
 
 def measure_decoders(rows, recipe, sizes, device, dtype):
@@ -114,8 +139,10 @@ def measure_decoders(rows, recipe, sizes, device, dtype):
     for size in sizes:
         shape, n_sound = shapes(size)
         z = torch.randn(1, recipe.vae.z_dim, *shape, device=device)
-        list(iter_decode_video(vae, z[:, :, :3]))
-        repeated(rows, f"vae_decode/{size}", "lab", lambda z=z: [None for _ in iter_decode_video(vae, z)], 2, warmup=0)
+        for way in ("plain", "lab"):
+            with way_of(way):
+                list(iter_decode_video(vae, z[:, :, :3]))
+                repeated(rows, f"vae_decode/{size}", way, lambda z=z: [None for _ in iter_decode_video(vae, z)], 2, warmup=0)
         sound = torch.randn(1, n_sound, recipe.transformer.sound_dim, device=device)
         repeated(rows, f"avae_decode/{size}", "lab", lambda s=sound: decode_sound(avae, s), 5)
 
@@ -229,7 +256,7 @@ def machine():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="480x832x49,720x1280x93,720x1280x189")
-    parser.add_argument("--only", default="lab,compiled,diffusers")
+    parser.add_argument("--only", default=",".join((*WAYS, "diffusers")))
     parser.add_argument("--tiny", action="store_true", help="tiny model, to try the script")
     parser.add_argument("--out", default="benchmarks/results/nano_h200.json")
     a = parser.parse_args()
@@ -239,10 +266,10 @@ def main():
     rows = Rows(results)
     torch.manual_seed(0)
     results.put("machine", machine())
-    ways = [way for way in ("lab", "compiled") if way in only]
+    ways = [way for way in WAYS if way in only]
     if ways:
-        measure_lab(rows, recipe, sizes, device, dtype, ways)
         measure_decoders(rows, recipe, sizes, device, dtype)
+        measure_lab(rows, recipe, sizes, device, dtype, ways)
     if "diffusers" in only:
         measure_diffusers(rows, recipe, sizes, device, dtype)
     results.put("machine at the end", machine())

@@ -2,7 +2,8 @@
 
     python benchmarks/split_memory.py FOLDER [--runs 480x832x49x4@15,720x1280x189x2@19.5] [--keep] [--tiny]
 
-A run is HEIGHTxWIDTHxFRAMESxSTEPS@GIB: PyTorch gets no more than that many GiB (`set_per_process_memory_fraction`). FOLDER gets
+A run is HEIGHTxWIDTHxFRAMESxSTEPS@GIB, with :fp8 or :int8 behind it where the layers are to be rounded: PyTorch gets no more than
+that many GiB (`set_per_process_memory_fraction`). FOLDER gets
 a random checkpoint of about 33 GB, unless there is one (removed at the end unless --keep). T2AV, 200 prompt tokens, 3400
 negative tokens. The first run is repeated in resident placement, and its latents compared bit for bit.
 """
@@ -73,18 +74,19 @@ def load_speed(checkpoint, threads):
     return {"seconds": round(seconds, 2), "gb_per_s": round(gb / seconds, 2)}
 
 
-def limited(results, checkpoint, size, gib, out):
+def limited(results, checkpoint, size, gib, kind, out):
     """The latents of a split run under the limit; where it is not enough, this is written down and the run repeated without."""
+    name = f"run/{size}/split" + (f"/{kind}" if kind else "")
     for most in (gib, float("inf")):
         limit(most)
         try:
-            with load_cosmos3(checkpoint, placement="split") as models:
+            with load_cosmos3(checkpoint, placement="split", quantize=kind or None) as models:
                 latents, row = run(models, size, out)
         except torch.OutOfMemoryError as error:
-            results.put(f"run/{size}/split/at_most_{most:g}_gib", str(error)[:300])
+            results.put(f"{name}/at_most_{most:g}_gib", str(error)[:300])
             continue
         limit(float("inf"))
-        results.put(f"run/{size}/split/at_most_{most:g}_gib", row)
+        results.put(f"{name}/at_most_{most:g}_gib", row | {"load_seconds": round(models.load_seconds, 2)})
         return latents
     raise MemoryError(f"{size} needs more than this GPU has")
 
@@ -92,7 +94,8 @@ def limited(results, checkpoint, size, gib, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--runs", default="480x832x49x4@15,720x1280x189x2@19.5")
+    parser.add_argument("--runs", default="480x832x49x4@15,720x1280x189x2@19.5,480x832x49x4@9:fp8,720x1280x189x2@13:fp8")
+    parser.add_argument("--no-resident", action="store_true", help="leave out the resident run, with which the first is compared")
     parser.add_argument("--threads", default="1,4,8,16", help="of the copies, for the table of loading speeds")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="tiny model, to try the script")
@@ -101,19 +104,24 @@ def main():
     results, checkpoint = Results(a.out), a.folder / "checkpoint"
     if not checkpoint.exists():
         write_random_checkpoint(checkpoint, "tiny" if a.tiny else "nano", device="cuda" if CUDA else "cpu")
-    runs = [(size, float(gib)) for size, gib in (each.split("@") for each in a.runs.split(","))]
+    runs = [(size, *limit.partition(":")[::2]) for size, limit in (each.split("@") for each in a.runs.split(","))]
 
-    for threads in (int(n) for n in a.threads.split(",")):
+    for threads in (int(n) for n in filter(None, a.threads.split(","))):
         results.put(f"load/warm/{threads}_threads", load_speed(checkpoint, threads))
-    kept = {size: limited(results, checkpoint, size, gib, a.folder / f"{size}.mp4") for size, gib in runs}
-    size = runs[0][0]
-    with load_cosmos3(checkpoint, placement="resident") as models:
-        latents, row = run(models, size, a.folder / f"{size}.mp4")
-    results.put(f"run/{size}/resident", row)
-    same = torch.equal(latents.video, kept[size].video) and torch.equal(latents.sound, kept[size].sound)
-    results.put("split_equals_resident", same)
+    out = a.folder / "clip.mp4"
+    kept = [limited(results, checkpoint, size, float(gib), kind, out) for size, gib, kind in runs]
+    if not a.no_resident:
+        compare_with_resident(results, checkpoint, runs[0][0], kept[0], out)
     if not a.keep:
         shutil.rmtree(checkpoint)
+
+
+def compare_with_resident(results, checkpoint, size, split, out):
+    with load_cosmos3(checkpoint, placement="resident") as models:
+        latents, row = run(models, size, out)
+    results.put(f"run/{size}/resident", row)
+    same = torch.equal(latents.video, split.video) and torch.equal(latents.sound, split.sound)
+    results.put("split_equals_resident", same)
 
 
 if __name__ == "__main__":

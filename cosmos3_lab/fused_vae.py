@@ -26,9 +26,9 @@ def residual_block(block: nn.Module, x: Float[Tensor, "1 c t h w"], memory: Any)
         memory: of the clip.
     """
     x = innermost(x)
-    shortcut = innermost(block.conv_shortcut(x)) if hasattr(block, "conv_shortcut") else x
     y = normed_conv(block.norm1, block.conv1, x, memory)
     y = normed_conv(block.norm2, block.conv2, y, memory, bias=block.conv1.bias)
+    shortcut = innermost(block.conv_shortcut(x)) if hasattr(block, "conv_shortcut") else x  # last: the most memory is gone
     kernels.add_bias(y, block.conv2.bias, shortcut)
     return y
 

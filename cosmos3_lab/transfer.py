@@ -40,14 +40,14 @@ def transfer_bar(name: str, device: torch.device, nbytes: int) -> tqdm:
 def to_device(
     sources: Sequence[Tensor], device: torch.device, *, on_bytes: Callable[[int], object] = lambda nbytes: None
 ) -> Sequence[Tensor]:
-    """The tensors on a device; those that are on the CPU and are to stay there come back as they are.
+    """The tensors on a device; where they are there already, as they are.
 
     Args:
-        sources: on the CPU, maybe mapped to a file.
+        sources: on the device, or on the CPU and maybe mapped to a file.
         device: where to.
         on_bytes: see `copy_tensors`.
     """
-    if device.type == "cpu":
+    if all(source.device.type == device.type for source in sources):
         return sources
     targets = [torch.empty_like(source, device=device) for source in sources]
     copy_tensors(sources, targets, on_bytes=on_bytes)
