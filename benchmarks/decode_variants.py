@@ -75,7 +75,10 @@ def compiled_upsamplers(vae):
     return [lambda: setattr(vae_blocks.UpBlock, "_shortcut", forward), *compiled_blocks(vae)]
 
 
-VARIANTS = {f.__name__: f for f in (plain, as_it_is, contiguous, two_at_once, autotuned, compiled_norms, compiled_blocks, compiled_upsamplers)}
+VARIANTS = {
+    f.__name__: f
+    for f in (plain, as_it_is, contiguous, two_at_once, autotuned, compiled_norms, compiled_blocks, compiled_upsamplers)
+}
 
 
 @contextmanager

@@ -7,7 +7,9 @@ numbers, it writes those and their scales (`Rows8`) instead.
 Imported only where there is a GPU and Triton. Read next: `fused.py`, which puts them together.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from inspect import unwrap
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,6 +20,15 @@ from torch import Tensor
 from cosmos3_lab.quantized import EIGHT_BITS
 
 FP8, FP8_MAX = EIGHT_BITS["fp8"]
+
+
+def jit(function: Callable[..., None]) -> Any:  # noqa: ANN401  (a JITFunction, or the interpreter of one)
+    """The function as a kernel; as it is written, also where a type checker has wrapped it.
+
+    Args:
+        function: in Triton's language.
+    """
+    return triton.jit(unwrap(function))
 
 
 class Rows8(NamedTuple):
@@ -88,7 +99,7 @@ def norm_and_rotate(
         out: where to write; may be `x` itself.
     """
     s, heads, d_head = x.shape
-    strides = x.stride(0), out.stride(0)
+    strides = x.stride(0), out.stride(0), *cos.stride(), *sin.stride()
     _norm_and_rotate[(s,)](x, weight, cos, sin, out, eps, *strides, heads, d_head // 2, num_warps=4)
 
 
@@ -99,7 +110,7 @@ def _room(x: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=FP8), torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
 
 
-@triton.jit
+@jit
 def _rms_norm(x, weight, out, scale, eps, width: tl.constexpr, block: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     inside = at < width
@@ -109,7 +120,7 @@ def _rms_norm(x, weight, out, scale, eps, width: tl.constexpr, block: tl.constex
     _write(values.to(x.dtype.element_ty), out, scale, row, at, inside, width, fp8, most)
 
 
-@triton.jit
+@jit
 def _silu_times(gate, up, out, scale, width: tl.constexpr, block: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
     inside = at < width
@@ -118,14 +129,14 @@ def _silu_times(gate, up, out, scale, width: tl.constexpr, block: tl.constexpr, 
     _write(values.to(gate.dtype.element_ty), out, scale, row, at, inside, width, fp8, most)
 
 
-@triton.jit
+@jit
 def _round_to_fp8(x, out, scale, width: tl.constexpr, block: tl.constexpr, most: tl.constexpr):
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     inside = at < width
     _write(tl.load(x + row * width + at, inside, 0.0), out, scale, row, at, inside, width, True, most)
 
 
-@triton.jit
+@jit
 def _write(values, out, scale, row, at, inside, width: tl.constexpr, fp8: tl.constexpr, most: tl.constexpr):
     """A part of a row as it is, or a whole one in fp8: divided by a scale by which its largest number becomes `most`."""
     if fp8:
@@ -136,8 +147,23 @@ def _write(values, out, scale, row, at, inside, width: tl.constexpr, fp8: tl.con
     tl.store(out + row * width + at, values.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
-def _norm_and_rotate(x, weight, cos, sin, out, eps, x_row, out_row, heads: tl.constexpr, half: tl.constexpr):
+@jit
+def _norm_and_rotate(
+    x,
+    weight,
+    cos,
+    sin,
+    out,
+    eps,
+    x_row,
+    out_row,
+    cos_row,
+    cos_column,
+    sin_row,
+    sin_column,
+    heads: tl.constexpr,
+    half: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, half)[None, :]
     first_at = tl.arange(0, heads)[:, None] * (2 * half) + pair
@@ -147,6 +173,7 @@ def _norm_and_rotate(x, weight, cos, sin, out, eps, x_row, out_row, heads: tl.co
     gain = tl.rsqrt(mean + eps)[:, None]
     first *= gain * tl.load(weight + pair).to(tl.float32)
     second *= gain * tl.load(weight + half + pair).to(tl.float32)
-    c, s = tl.load(cos + token * half + pair).to(tl.float32), tl.load(sin + token * half + pair).to(tl.float32)
+    c = tl.load(cos + token * cos_row + pair * cos_column).to(tl.float32)
+    s = tl.load(sin + token * sin_row + pair * sin_column).to(tl.float32)
     tl.store(out + token * out_row + first_at, (first * c - second * s).to(out.dtype.element_ty))
     tl.store(out + token * out_row + first_at + half, (second * c + first * s).to(out.dtype.element_ty))

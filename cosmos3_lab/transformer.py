@@ -243,4 +243,5 @@ def _layers(
 def sequence_rope(c: Cosmos3Config, position_ids: Float[Tensor, "3 s"], like: Tensor) -> Rope:
     """Rotation of tokens at these positions, on the device and in the dtype of `like`."""
     shape = {"head_dim": c.head_dim, "rope_theta": c.rope_theta, "mrope_section": c.mrope_section}
-    return Rope(*mrope_cos_sin(position_ids.to(like.device, non_blocking=True), **shape, dtype=like.dtype))
+    cos_sin = mrope_cos_sin(position_ids.to(like.device, non_blocking=True), **shape, dtype=like.dtype)
+    return Rope(*(x.contiguous() for x in cos_sin))  # one token's angles side by side, as every layer reads them

@@ -4,11 +4,12 @@ All tensors lie with their channels innermost, so that one row of memory is one 
 Imported only where there is a GPU and Triton. Read next: `fused_vae.py`, which puts them together.
 """
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from cosmos3_lab.kernels import jit
 
 NUMBERS = 4096  # of a block of pixels, whatever their number of channels
 
@@ -68,8 +69,10 @@ def add_upsampled(
     _add_upsampled[grid](x, bias, small, skip, *shape, times, copies, block, rows, num_warps=4)
 
 
-@triton.jit
-def _norm_silu(x, gamma, bias, out, pixels, channels: tl.constexpr, block: tl.constexpr, rows: tl.constexpr, biased: tl.constexpr):
+@jit
+def _norm_silu(
+    x, gamma, bias, out, pixels, channels: tl.constexpr, block: tl.constexpr, rows: tl.constexpr, biased: tl.constexpr
+):
     row = (tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
     channel = tl.arange(0, block)[None, :]
     inside = (row < pixels) & (channel < channels)
@@ -83,7 +86,7 @@ def _norm_silu(x, gamma, bias, out, pixels, channels: tl.constexpr, block: tl.co
     tl.store(out + at, (values * tl.sigmoid(values)).to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@jit
 def _add_bias(x, bias, other, count, channels: tl.constexpr, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
@@ -92,7 +95,7 @@ def _add_bias(x, bias, other, count, channels: tl.constexpr, block: tl.constexpr
     tl.store(x + at, values.to(x.dtype.element_ty), inside)
 
 
-@triton.jit
+@jit
 def _add_upsampled(
     x,
     bias,

@@ -149,11 +149,11 @@ class VideoVAE(nn.Module):
 BUSY = 600
 
 
-def use_channels_last(vae: VideoVAE) -> None:
+def use_channels_last(vae: nn.Module) -> None:
     """Lay the weights of the convolutions out with the channels innermost: the activations follow, and it is faster so.
 
     Args:
-        vae: with its weights; changed in place.
+        vae: the VAE or a part of it, with its weights; changed in place.
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):

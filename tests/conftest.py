@@ -1,7 +1,12 @@
 """Small checkpoints that tests share."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
 from cosmos3_lab import load_cosmos3
 from cosmos3_lab.random_checkpoint import write_random_checkpoint

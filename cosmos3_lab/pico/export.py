@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmos3_lab.captions import Clip, positive_segments
 from cosmos3_lab.checkpoint import SKIP_TRANSFORMER, weight_norm_sources
@@ -123,30 +123,26 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
     yield from ["user assistant system not"] * 40
 
 
-def read_autoencoders(folder: Path, device: torch.device, *, sound: bool = True) -> tuple[VideoVAE, SoundAVAE | None]:
+def read_autoencoders(folder: Path, device: torch.device) -> tuple[VideoVAE, SoundAVAE]:
     """Both autoencoders with their encoders in float32, from a folder that may not have a transformer yet.
 
     Args:
         folder: of the checkpoint.
         device: where they go.
-        sound: False leaves out the AVAE, which may not be there yet either.
 
     Raises:
         CheckpointError: one of them is not there, or not complete.
     """
-    read: dict[str, nn.Module | None] = {"vae": None, "sound_tokenizer": None}
-    for name in read if sound else ("vae",):
-        tensors, config = find_tensors(folder / name), json.loads((folder / name / "config.json").read_text())
-        with torch.device("meta"):
-            if name == "vae":
-                module = VideoVAE(VideoVAEConfig.from_dict(config), with_encoder=True)
-            else:
-                module = SoundAVAE(SoundAVAEConfig.from_dict(config), with_encoder=True)
-        sources = (lambda name: (name,)) if name == "vae" else weight_norm_sources
-        check_weights(module, tensors, component=name, sources=sources, skip=())
-        load_weights(module, tensors, sources=sources, device=device, dtype=torch.float32)
-        read[name] = module
-    return read["vae"], read["sound_tokenizer"]
+    tensors = [find_tensors(folder / name) for name in ("vae", "sound_tokenizer")]
+    settings = [json.loads((folder / name / "config.json").read_text()) for name in ("vae", "sound_tokenizer")]
+    with torch.device("meta"):
+        vae = VideoVAE(VideoVAEConfig.from_dict(settings[0]), with_encoder=True)
+        avae = SoundAVAE(SoundAVAEConfig.from_dict(settings[1]), with_encoder=True)
+    sources = lambda name: (name,), weight_norm_sources
+    for module, found, component, of in zip((vae, avae), tensors, ("vae", "sound_tokenizer"), sources, strict=True):
+        check_weights(module, found, component=component, sources=of, skip=())
+        load_weights(module, found, sources=of, device=device, dtype=torch.float32)
+    return vae, avae
 
 
 def read_transformer(folder: Path, transformer: Cosmos3Transformer) -> None:

@@ -18,7 +18,6 @@ INKS = ("#0072B2", "#D55E00", "#009E73")
 # What a curve shows, by the name in the log; the rest of a log is for those who look closer.
 PANELS = {
     "vae": ("video VAE: PSNR (dB)", {"psnr": "whole clip", "psnr_near": "around the things"}),
-    "decoder": ("its decoder alone: PSNR (dB)", {"psnr": "whole clip", "psnr_near": "around the things"}),
     "avae": ("AVAE: signal to error (dB)", {"snr": "waveform"}),
     "transformer": ("transformer: squared error of the velocity", {"video": "video", "sound": "sound"}),
 }

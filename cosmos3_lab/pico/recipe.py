@@ -38,7 +38,7 @@ class Recipe:
     Attributes:
         name: of the recipe.
         vae, avae, transformer: shapes.
-        vae_phase, decoder_phase, avae_phase, transformer_phase: how long and how fast.
+        vae_phase, avae_phase, transformer_phase: how long and how fast.
         frames, side: of the clips; a latent frame more is four frames more.
         sound_latents: of a clip.
         crop: sound latents that the AVAE sees at once.
@@ -51,7 +51,6 @@ class Recipe:
     avae: SoundAVAEConfig
     transformer: Cosmos3Config
     vae_phase: Phase
-    decoder_phase: Phase
     avae_phase: Phase
     transformer_phase: Phase
     frames: int = 33
@@ -116,7 +115,6 @@ RECIPES: dict[str, Recipe] = {
         _AVAE,
         _TRANSFORMER,
         vae_phase=Phase(steps=10_000, batch=16, rate=1.5e-3, warmup=100, flat=0.4, ema=0.999),
-        decoder_phase=Phase(steps=6_000, batch=16, rate=1e-3, warmup=100, flat=0.3, ema=0.999),
         avae_phase=Phase(steps=8_000, batch=32, rate=1.5e-3, warmup=100, flat=0.5, ema=0.998),
         transformer_phase=Phase(steps=50_000, batch=512, rate=1e-3, warmup=300, flat=0.55, ema=0.9995),
     ),
@@ -162,7 +160,6 @@ RECIPES: dict[str, Recipe] = {
             sound_dim=4,
         ),
         vae_phase=Phase(steps=40, batch=2, rate=3e-3, warmup=5, flat=0.5, ema=0.9),
-        decoder_phase=Phase(steps=20, batch=2, rate=1e-3, warmup=5, flat=0.5, ema=0.9),
         avae_phase=Phase(steps=40, batch=2, rate=3e-3, warmup=5, flat=0.5, ema=0.9),
         transformer_phase=Phase(steps=60, batch=16, rate=3e-3, warmup=5, flat=0.5, ema=0.9),
         frames=9,

@@ -1,6 +1,6 @@
 """Train pico from nothing: `python -m cosmos3_lab.pico.train OUT`.
 
-    video VAE, its decoder alone, AVAE  ->  transformer  ->  scores  ->  OUT/checkpoint, a folder in the Nano layout
+    video VAE, AVAE  ->  transformer  ->  scores  ->  OUT/checkpoint, a folder in the Nano layout
 
 One command does all on one GPU. Each phase saves its state in OUT/state as it goes, with loss curves and a sheet of clips to
 look at: the same command again continues where it was stopped. With two GPUs, train VAE and AVAE side by side (`--phase`),
@@ -44,12 +44,12 @@ from cosmos3_lab.pico.recipe import RECIPES, Recipe
 from cosmos3_lab.pico.score import as_json, measure, unseen_prompts
 from cosmos3_lab.pico.train_avae import build_avae, train_avae
 from cosmos3_lab.pico.train_transformer import build_transformer, muon_names, train_transformer
-from cosmos3_lab.pico.train_vae import build_vae, make_fast, measure_statistics, train_vae
+from cosmos3_lab.pico.train_vae import build_vae, measure_statistics, train_vae
 from cosmos3_lab.pico.world import draw, play
 from cosmos3_lab.sound_avae import SoundAVAE, decode_sound, encode_sound
 from cosmos3_lab.video_vae import VideoVAE, decode_video, encode_video
 
-MODELS = ("vae", "decoder", "avae", "transformer")
+MODELS = ("vae", "avae", "transformer")
 PHASES = (*MODELS, "score")
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 3.0, "flow_shift": 5.0, "preset": "native"}
 SAVE_EVERY = 120.0  # seconds
@@ -110,7 +110,7 @@ def run(job: Job, phases: tuple[str, ...]) -> None:
         dist.barrier()  # nobody reads the tokenizer before it is there
     for phase in phases:
         torch.manual_seed(job.seed)
-        {"vae": _vae, "decoder": _decoder, "avae": _avae, "transformer": _transformer, "score": _score}[phase](job)
+        {"vae": _vae, "avae": _avae, "transformer": _transformer, "score": _score}[phase](job)
 
 
 def is_first_process() -> bool:
@@ -129,20 +129,6 @@ def _vae(job: Job) -> None:
         return draw_sheet(_through_vae(averaged, job))
 
     _train(job, "vae", trainer, train_vae(vae, trainer, job.recipe, seed=job.seed, workers=job.workers), show)
-
-
-def _decoder(job: Job) -> None:
-    vae, _ = read_autoencoders(job.checkpoint, job.device, sound=False)
-    make_fast(vae)
-    trainer = Trainer(vae, job.recipe.decoder_phase, dtype=_fast_dtype(job.device))
-
-    def show() -> Figure:
-        averaged = trainer.averaged()
-        write_vae(job.checkpoint, averaged)
-        return draw_sheet(_through_vae(averaged, job))
-
-    options = {"seed": job.seed + 1_000_000, "workers": job.workers, "decoder_only": True}  # other clips than the VAE's
-    _train(job, "decoder", trainer, train_vae(vae, trainer, job.recipe, **options), show)
 
 
 def _avae(job: Job) -> None:

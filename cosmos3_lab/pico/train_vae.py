@@ -33,28 +33,17 @@ def build_vae(recipe: Recipe, device: torch.device) -> VideoVAE:
     """Untrained VAE with its encoder; on a GPU in the memory layout in which its convolutions are fast."""
     with torch.device(device):
         vae = VideoVAE(recipe.vae, with_encoder=True)
-    make_fast(vae)
-    return vae
-
-
-def make_fast(vae: VideoVAE) -> None:
-    """On a GPU: the memory layout in which convolutions are fast, and norms as one kernel.
-
-    Args:
-        vae: on its device; changed in place.
-    """
-    if vae.quant_conv.weight.is_cuda:
+    if device.type == "cuda":
         for p in vae.parameters():
             if p.ndim >= 4:
                 p.data = p.data.to(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
         for module in vae.modules():
             if isinstance(module, ChannelNorm):
                 module.compile(dynamic=True)
+    return vae
 
 
-def train_vae(
-    vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int, decoder_only: bool = False
-) -> Iterator[dict[str, Tensor]]:
+def train_vae(vae: VideoVAE, trainer: Trainer, recipe: Recipe, *, seed: int, workers: int) -> Iterator[dict[str, Tensor]]:
     """Train from the trainer's step on; yields the numbers of every step.
 
     Args:
@@ -63,13 +52,12 @@ def train_vae(
         recipe: gives length and batch.
         seed: of scenes and noise.
         workers: processes that make scenes.
-        decoder_only: leaves the encoder, and with it the latents that a transformer has learned, as they are.
     """
     device = vae.quant_conv.weight.device
     while trainer.progress < 1:
         frames, batch = stage(trainer.progress, recipe)
         stream = scene_stream(SceneBatches(seed, batch, first=trainer.step_index), workers)
-        step = LossStep(vae, lambda *inputs: vae_loss(vae, *inputs, decoder_only=decoder_only))
+        step = LossStep(vae, lambda *inputs: vae_loss(vae, *inputs))
         while trainer.progress < 1 and stage(trainer.progress, recipe) == (frames, batch):
             generator = torch.Generator(device).manual_seed(seed + trainer.step_index)
             rng = np.random.RandomState(seed + trainer.step_index)
@@ -79,8 +67,7 @@ def train_vae(
             backgrounds = torch.tensor([scene.background_rgb for scene in scenes], device=device)
             shape = (2, batch, recipe.vae.z_dim, (frames - 1) // 4 + 1, *[recipe.side // recipe.vae.scale_factor_spatial] * 2)
             noise = torch.randn(shape, generator=generator, device=device)
-            size = rng.uniform(0, 2) if decoder_only else min(1.0, trainer.progress / 0.3)
-            extra = torch.tensor(NOISE * size, dtype=torch.float32, device=device)
+            extra = torch.tensor(NOISE * min(1.0, trainer.progress / 0.3), device=device)
             numbers = step(pixels, backgrounds, noise, extra)
             trainer.step()
             yield numbers
@@ -100,8 +87,6 @@ def vae_loss(
     backgrounds: Float[Tensor, "b 3"],
     noise: Float[Tensor, "2 b c t h w"],
     extra: Float[Tensor, ""],
-    *,
-    decoder_only: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction error of a batch plus KL.
 
@@ -111,11 +96,9 @@ def vae_loss(
         backgrounds: colour of each clip's background, to know where things are.
         noise: standard normal, for the posterior and for what is added on top.
         extra: size of the latter, in units of each latent channel's spread.
-        decoder_only: gives the encoder no gradients.
     """
     target = pixels * 2 - 1
-    with torch.set_grad_enabled(not decoder_only):
-        mean, log_variance = encode(vae, target)
+    mean, log_variance = encode(vae, target)
     log_variance = log_variance.clamp(-20, 10)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     spread = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)

@@ -1,0 +1,211 @@
+"""The fused layers against the plain ones. Without a GPU, Triton's interpreter runs the same kernels (see conftest.py)."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cosmos3_lab import fused, layers, towers, vae_blocks
+from cosmos3_lab.fusing import can_fuse
+from cosmos3_lab.latents import Latents
+from cosmos3_lab.layers import apply_rotary
+from cosmos3_lab.quantized import QuantizedLinear, quantize_tower, round_rows
+from cosmos3_lab.random_checkpoint import RECIPES
+from cosmos3_lab.towers import GENLayer, LayerKV, Rope
+from cosmos3_lab.transformer import encode_condition, predict_velocity
+from cosmos3_lab.vae_blocks import CausalMemory, UpBlock
+from cosmos3_lab.video_vae import decode_video, use_channels_last
+
+kernels, vae_kernels, fused_vae = (pytest.importorskip(f"cosmos3_lab.{name}") for name in ("kernels", "vae_kernels", "fused_vae"))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONFIG = RECIPES["tiny"].transformer
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def close(found, expected, tolerance=1e-6):
+    assert found.shape == expected.shape
+    assert float((found - expected).norm() / expected.norm()) < tolerance
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------ GEN layer
+
+
+@pytest.mark.parametrize("width", [64, 96, 3000])
+def test_norm(width):
+    x, weight = random(7, width), random(width, seed=1)
+    close(kernels.rms_norm(x, weight, 1e-6), F.rms_norm(x, (width,), weight, 1e-6))
+
+
+@pytest.mark.parametrize("width", [64, 96, 5000])
+def test_gate(width):
+    gate, up = random(7, width), random(7, width, seed=1)
+    close(kernels.silu_times(gate, up), F.silu(gate) * up)
+
+
+def test_heads_are_normed_and_rotated_where_they_lie_and_elsewhere():
+    x, weight, cos, sin = random(9, 4, 32), random(32, seed=1), random(9, 16, seed=2), random(9, 16, seed=3)
+    expected = apply_rotary(F.rms_norm(x, (32,), weight, 1e-6), cos, sin)
+    room = torch.zeros(12, 4, 32, device=DEVICE)
+    kernels.norm_and_rotate(x, weight, 1e-6, cos, sin, room[3:])
+    close(room[3:], expected)
+    assert not room[:3].any()
+    kernels.norm_and_rotate(x, weight, 1e-6, cos, sin.T.contiguous().T, x)  # in whatever order the angles lie
+    close(x, expected)
+
+
+@pytest.mark.cuda  # the interpreter cuts bits off where a GPU rounds
+@pytest.mark.parametrize("make", ["alone", "with the norm", "with the gate"])
+def test_fp8_is_that_of_the_plain_layer(make):
+    x = random(7, 96)
+    x[3] = 0
+    if make == "alone":
+        found, expected = kernels.round_to_fp8(x), x
+    elif make == "with the norm":
+        found, expected = kernels.rms_norm(x, x[0], 1e-6, fp8=True), F.rms_norm(x, (96,), x[0], 1e-6)
+    else:
+        found, expected = kernels.silu_times(x, x, fp8=True), F.silu(x) * x
+    values, scale = round_rows(expected, "fp8")
+    close(found.scale, scale)
+    # A number halfway between two of fp8's may go either way after a difference in its last bit.
+    assert (found.values.float() != values.float()).float().mean() < 0.01
+
+
+def layer_and_inputs(kind=None, tokens=50, text=11):
+    layer = GENLayer(CONFIG)
+    for i, p in enumerate(layer.parameters()):
+        p.data = random(*p.shape, seed=i) * (0.1 if p.ndim > 1 else 1)
+    if kind:
+        holder = nn.Module()
+        holder.layers = nn.ModuleList([layer])
+        quantize_tower(holder, kind, device=torch.device("cpu"), home=torch.device("cpu"))
+    heads = CONFIG.num_key_value_heads, CONFIG.head_dim
+    angles = 9 * random(tokens, CONFIG.head_dim // 2)
+    given = (
+        random(tokens, CONFIG.hidden_size),
+        LayerKV(random(text, *heads), random(text, *heads, seed=1)),
+        Rope(angles.cos(), angles.sin()),
+    )
+    return layer.to(DEVICE).requires_grad_(False), given
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("part", [16, 8192])
+def test_the_fused_layer_is_the_plain_one(monkeypatch, kind, part):
+    monkeypatch.setattr(layers, "MLP_TOKENS", part)
+    monkeypatch.setattr(fused, "MLP_TOKENS", part)
+    monkeypatch.setenv("COSMOS3_PLAIN", "1")
+    layer, (x, text, rope) = layer_and_inputs(kind)
+    before = [t.clone() for t in (x, text.k, text.v)]
+    expected = layer(x, text, rope)
+    found = fused.fused_layer(layer, x, text, rope)
+    close(found, expected, {"fp8": 0.1 if DEVICE == "cpu" else 2e-3}.get(kind, 1e-6))  # fp8: as above
+    assert all(torch.equal(a, b) for a, b in zip(before, (x, text.k, text.v), strict=True))
+    assert any(isinstance(m, QuantizedLinear) for m in layer.modules()) == bool(kind)
+
+
+def test_a_layer_that_is_watched_inside_is_run_plainly(monkeypatch):
+    layer, given = layer_and_inputs()
+    monkeypatch.setattr(towers, "can_fuse", lambda x: True)
+    monkeypatch.setattr(fused, "fused_layer", lambda layer, x, text, rope: torch.zeros_like(x))
+    assert not layer(*given).any()
+    handle = layer.register_forward_hook(lambda *args: None)  # what goes in and comes out is there in a fused layer too
+    assert not layer(*given).any()
+    handle.remove()
+    for module in (layer.self_attn.add_q_proj, layer.mlp_moe_gen):
+        handle = module.register_forward_hook(lambda *args: None)
+        assert layer(*given).any()
+        handle.remove()
+
+
+def test_kernels_are_for_gpus_without_gradients(monkeypatch):
+    x = random(3, 4)
+    assert can_fuse(x) == torch.cuda.is_available()
+    monkeypatch.setenv("COSMOS3_PLAIN", "1")
+    assert not can_fuse(x)
+    monkeypatch.setenv("COSMOS3_PLAIN", "0")
+    with torch.enable_grad():
+        assert not can_fuse(x)
+
+
+# ------------------------------------------------------------------------------------------------------ video decoder
+
+
+@pytest.mark.parametrize("channels", [8, 24, 1024])
+def test_channels_are_normed(channels):
+    x = random(1, channels, 2, 3, 5).contiguous(memory_format=torch.channels_last_3d)
+    gamma, bias = random(channels, 1, 1, 1, seed=1), random(channels, seed=2)
+    shifted = x + bias.view(1, -1, 1, 1, 1)
+    out = torch.empty_like(x)
+    vae_kernels.norm_silu(x, gamma, out, bias=bias)
+    close(out, F.silu(shifted * channels**0.5 / shifted.norm(dim=1, keepdim=True) * gamma))
+
+
+def test_a_pixel_of_zeros_stays_one():
+    x = torch.zeros(1, 8, 1, 2, 2, device=DEVICE).contiguous(memory_format=torch.channels_last_3d)
+    out = torch.ones_like(x)
+    vae_kernels.norm_silu(x, torch.ones(8, device=DEVICE), out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("time", [True, False])
+@pytest.mark.parametrize("width", [6, 7])
+def test_blocks_are_the_plain_ones_chunk_after_chunk(monkeypatch, time, width):
+    block = UpBlock(24, 12, blocks=2, upsample=True, time=time).requires_grad_(False)
+    for i, p in enumerate(block.parameters()):
+        p.data = 0.2 * random(*p.shape, seed=i)
+    use_channels_last(block)
+    chunks = [random(1, 24, frames, 5, width, seed=frames) for frames in (1, 1, 2)]
+    results = []
+    for use in (False, True):
+        monkeypatch.setattr(vae_blocks, "fused_blocks", lambda x, use=use: fused_vae if use else None)
+        memory, found = CausalMemory(), []
+        for chunk in chunks:
+            found.append(block.to(DEVICE)(chunk, memory))
+            memory.first = False
+        results.append(torch.cat(found, dim=2))
+    close(results[1], results[0])
+
+
+def test_two_clips_at_once_are_decoded_plainly(monkeypatch):
+    monkeypatch.setattr(vae_blocks, "can_fuse", lambda x: True)
+    assert vae_blocks.fused_blocks(torch.zeros(1, 2)) is fused_vae
+    assert vae_blocks.fused_blocks(torch.zeros(2, 2)) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- all of it
+
+
+@pytest.fixture
+def fuse(monkeypatch):
+    """Lets the CPU pass for a GPU."""
+    return lambda: [monkeypatch.setattr(module, "can_fuse", lambda x: True) for module in (towers, vae_blocks)]
+
+
+def test_a_velocity(tiny, fuse):
+    ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.int64)
+    cond = encode_condition(tiny.transformer, ids, mask, (2, 2, 3), 16.0, sound_len=3)
+    latents = Latents(random(1, tiny.config.latent_channel, 2, 2, 3).cpu(), random(1, 3, tiny.config.sound_dim).cpu())
+    plain = predict_velocity(tiny.transformer, latents, 500, cond)
+    fuse()
+    found = predict_velocity(tiny.transformer, latents, 500, cond)
+    assert not torch.equal(found.video, plain.video)  # another order of sums: it really went another way
+    close(found.video, plain.video, 1e-5)
+    close(found.sound, plain.sound, 1e-5)
+
+
+def test_pixels(tiny, fuse):
+    z = random(1, tiny.vae.config.z_dim, 2, 2, 3).cpu()
+    plain = decode_video(tiny.vae, z)
+    fuse()
+    found = decode_video(tiny.vae, z)
+    assert not torch.equal(found, plain)
+    assert (found - plain).abs().max() < 1e-5
