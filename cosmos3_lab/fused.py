@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosmos3_lab import kernels
+from cosmos3_lab.kernels import FP8, Rows8, norm_and_rotate, rms_norm, round_to_fp8, silu_times
 from cosmos3_lab.layers import MLP, MLP_TOKENS, RMSNorm, attention
 from cosmos3_lab.quantized import QuantizedLinear
 
 
-def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:
+def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:  # noqa: ANN401
     """What `layer(x, text, rope)` computes.
 
     Args:
@@ -39,7 +39,7 @@ def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope
     return x
 
 
-def attend(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:
+def attend(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:  # noqa: ANN401
     """The tokens plus what attention adds to them.
 
     Args:
@@ -51,17 +51,17 @@ def attend(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any
     k[:s_text], v[:s_text] = text.k, text.v
     v[s_text:] = _product(a.add_v_proj, n, x.dtype).view(len(x), *heads)
     rotated = _product(a.add_k_proj, n, x.dtype).view(len(x), *heads)
-    kernels.norm_and_rotate(rotated, a.norm_added_k.weight, a.norm_added_k.eps, rope.cos, rope.sin, k[s_text:])
+    norm_and_rotate(rotated, a.norm_added_k.weight, a.norm_added_k.eps, rope.cos, rope.sin, k[s_text:])
     q = _product(a.add_q_proj, n, x.dtype).view(len(x), -1, heads[-1])
-    kernels.norm_and_rotate(q, a.norm_added_q.weight, a.norm_added_q.eps, rope.cos, rope.sin, q)
+    norm_and_rotate(q, a.norm_added_q.weight, a.norm_added_q.eps, rope.cos, rope.sin, q)
     seen = attention(q, k, v, causal=False)
     del n, q, k, v, rotated
     if isinstance(a.to_add_out, QuantizedLinear):
-        return x + _product(a.to_add_out, kernels.round_to_fp8(seen) if _is_fp8(a.to_add_out) else seen, x.dtype)
+        return x + _product(a.to_add_out, round_to_fp8(seen) if _is_fp8(a.to_add_out) else seen, x.dtype)
     return torch.addmm(x, seen, a.to_add_out.weight.T)
 
 
-def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model"] | kernels.Rows8) -> None:
+def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model"] | Rows8) -> None:
     """Add `mlp(n)` to the tokens, in place, a part of them at a time.
 
     Args:
@@ -69,27 +69,27 @@ def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model
         x: the residual stream, written to.
         n: the normed tokens.
     """
-    fp8 = isinstance(n, kernels.Rows8)
+    fp8 = isinstance(n, Rows8)
     parts = zip(*(t.split(MLP_TOKENS) for t in n), strict=True) if fp8 else n.split(MLP_TOKENS)
     for stream, part in zip(x.split(MLP_TOKENS), parts, strict=True):
-        part = kernels.Rows8(*part) if fp8 else part
+        part = Rows8(*part) if fp8 else part
         gate, up = _product(mlp.gate_proj, part, x.dtype), _product(mlp.up_proj, part, x.dtype)
-        hidden = kernels.silu_times(gate, up, fp8=fp8)
+        hidden = silu_times(gate, up, fp8=fp8)
         if isinstance(mlp.down_proj, QuantizedLinear):
             stream += _product(mlp.down_proj, hidden, x.dtype)
         else:
             stream.addmm_(hidden, mlp.down_proj.weight.T)
 
 
-def _norm(norm: RMSNorm, x: Tensor, following: nn.Module) -> Tensor | kernels.Rows8:
+def _norm(norm: RMSNorm, x: Tensor, following: nn.Module) -> Tensor | Rows8:
     """Normed tokens in the form in which the product that follows wants them."""
-    return kernels.rms_norm(x, norm.weight, norm.eps, fp8=_is_fp8(following))
+    return rms_norm(x, norm.weight, norm.eps, fp8=_is_fp8(following))
 
 
-def _product(linear: nn.Linear | QuantizedLinear, x: Tensor | kernels.Rows8, dtype: torch.dtype) -> Tensor:
+def _product(linear: nn.Linear | QuantizedLinear, x: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
     """The layer's product, of tokens in either form."""
-    return linear.multiply(*x, dtype=dtype) if isinstance(x, kernels.Rows8) else linear(x)
+    return linear.multiply(*x, dtype=dtype) if isinstance(x, Rows8) else linear(x)
 
 
 def _is_fp8(linear: nn.Module) -> bool:
-    return isinstance(linear, QuantizedLinear) and linear.weight.dtype == kernels.FP8
+    return isinstance(linear, QuantizedLinear) and linear.weight.dtype == FP8

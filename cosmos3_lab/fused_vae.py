@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmos3_lab import vae_kernels as kernels
+from cosmos3_lab.vae_kernels import add_bias, add_upsampled, norm_silu
 
 
 def residual_block(block: nn.Module, x: Float[Tensor, "1 c t h w"], memory: Any) -> Float[Tensor, "1 d t h w"]:  # noqa: ANN401
@@ -29,7 +29,7 @@ def residual_block(block: nn.Module, x: Float[Tensor, "1 c t h w"], memory: Any)
     y = normed_conv(block.norm1, block.conv1, x, memory)
     y = normed_conv(block.norm2, block.conv2, y, memory, bias=block.conv1.bias)
     shortcut = innermost(block.conv_shortcut(x)) if hasattr(block, "conv_shortcut") else x  # last: the most memory is gone
-    kernels.add_bias(y, block.conv2.bias, shortcut)
+    add_bias(y, block.conv2.bias, shortcut)
     return y
 
 
@@ -52,7 +52,7 @@ def normed_conv(
         add_own_bias: False leaves the convolution's own bias to whoever reads the result.
     """
     seen = conv.room(x, memory)
-    kernels.norm_silu(innermost(x), norm.gamma, seen[:, :, 2:], bias=bias)
+    norm_silu(innermost(x), norm.gamma, seen[:, :, 2:], bias=bias)
     return innermost(conv.look(seen, memory, with_bias=add_own_bias))
 
 
@@ -68,7 +68,7 @@ def upsample(block: nn.Module, x: Float[Tensor, "1 c t h w"], before: Tensor, me
     upsampler, conv = block.upsampler, block.upsampler.resample[1]
     frames = upsampler.doubled(x, memory)
     y = innermost(F.conv2d(frames, conv.weight, padding=1).unflatten(0, (1, -1)).transpose(1, 2))
-    kernels.add_upsampled(y, conv.bias, innermost(before), skip=1 if block.time and memory.first else 0)
+    add_upsampled(y, conv.bias, innermost(before), skip=1 if block.time and memory.first else 0)
     return y
 
 

@@ -8,7 +8,6 @@ Read next: `video_vae.py`. Source: AutoencoderKLWan of diffusers 0.42.1; Wan tea
 """
 
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch
 from einops import rearrange, repeat
@@ -32,13 +31,9 @@ class CausalMemory:
     first: bool = True
 
 
-def fused_blocks(x: Tensor) -> ModuleType | None:
-    """The module `fused_vae`, where it can stand for the blocks here: for one clip on a GPU."""
-    if len(x) != 1 or not can_fuse(x):
-        return None
-    from cosmos3_lab import fused_vae  # imports Triton
-
-    return fused_vae
+def fuses(x: Tensor) -> bool:
+    """Whether the blocks of `fused_vae.py` stand for those here: for one clip on a GPU."""
+    return len(x) == 1 and can_fuse(x)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -92,8 +87,10 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = nn.Conv3d(channels_in, channels_out, 1)
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
-        if fused := fused_blocks(x):
-            return fused.residual_block(self, x, memory)
+        if fuses(x):
+            from cosmos3_lab.fused_vae import residual_block  # imports Triton
+
+            return residual_block(self, x, memory)
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         x = self.conv1(F.silu(self.norm1(x)), memory)
         return shortcut + self.conv2(F.silu(self.norm2(x)), memory)
@@ -167,8 +164,10 @@ class UpBlock(nn.Module):
             x = resnet(x, memory)
         if not hasattr(self, "upsampler"):
             return x
-        if fused := fused_blocks(x):
-            return fused.upsample(self, x, before, memory)
+        if fuses(x):
+            from cosmos3_lab.fused_vae import upsample
+
+            return upsample(self, x, before, memory)
         return self.upsampler(x, memory) + self._shortcut(before, memory)
 
     def _shortcut(self, x: Tensor, memory: CausalMemory) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos3_lab.configs import read_fields
-from cosmos3_lab.vae_blocks import CausalConv3d, CausalMemory, ChannelNorm, DownBlock, MidBlock, UpBlock, fused_blocks
+from cosmos3_lab.vae_blocks import CausalConv3d, CausalMemory, ChannelNorm, DownBlock, MidBlock, UpBlock, fuses
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,10 @@ class VideoDecoder(nn.Module):
         x = self.mid_block(self.conv_in(z, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        if fused := fused_blocks(x):
-            return fused.normed_conv(self.norm_out, self.conv_out, x, memory, add_own_bias=True)
+        if fuses(x):
+            from cosmos3_lab.fused_vae import normed_conv  # imports Triton
+
+            return normed_conv(self.norm_out, self.conv_out, x, memory, add_own_bias=True)
         return self.conv_out(F.silu(self.norm_out(x)), memory)
 
 

@@ -124,10 +124,11 @@ def test_every_import_is_a_dependency():
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
     names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow"}
     lab = {"IPython": "jupyterlab", "ipywidgets": "ipywidgets"}  # the extra; IPython comes with both
+    on_a_gpu = {"triton", "flashinfer"}  # come with PyTorch for CUDA, and with an extra
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
     third_party = {m for m in found if m not in sys.stdlib_module_names and m != "cosmos3_lab"}
-    assert third_party == {*names, *lab}
+    assert third_party == {*names, *lab, *on_a_gpu}
     assert {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["optional-dependencies"]["lab"]} == set(lab.values())
     declared = {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["dependencies"]}
     assert declared == set(names.values()) | {"jinja2"}  # jinja2 renders the chat template for transformers
