@@ -2,8 +2,8 @@
 
     python benchmarks/quantized_effect.py [--count 384] [--prompts 8] [--device auto]
 
-All kinds see the same noisy latents, those of a run in the own dtype of the models (bfloat16 on a GPU); velocities are compared after
-guidance: relative error per step, median over the prompts. The scores are those of `cosmos3_lab.pico.score` for one thing.
+All kinds see the same noisy latents, those of a run in the dtype of the models (bfloat16 on a GPU). Velocities are compared
+after guidance: relative error per step, median over the prompts. The scores are those of `cosmos3_lab.pico.score` for one thing.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos3_lab.configs import read_fields
+from cosmos3_lab.fusing import can_fuse
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ class Snake(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, channels, 1))
 
     def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
+        if can_fuse(x):
+            from cosmos3_lab.vae_kernels import snake  # imports Triton
+
+            return snake(x.contiguous(), self.alpha, self.beta)
         return x + torch.sin(self.alpha.exp() * x).square() / (self.beta.exp() + 1e-9)
 
 

@@ -1,9 +1,11 @@
-"""What stands between two convolutions of the video VAE, each as one pass over memory (Triton, for NVIDIA GPUs).
+"""What stands between two convolutions of a decoder, each as one pass over memory (Triton, for NVIDIA GPUs).
 
-All tensors lie with their channels innermost, so that one row of memory is one pixel. Computed in float32, rounded once.
+Video lies with its channels innermost, so that one row of memory is one pixel; sound with its samples innermost. Computed in
+float32, rounded once.
 Imported only where there is a GPU and Triton. Read next: `fused_vae.py`, which puts them together.
 """
 
+import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
@@ -67,6 +69,30 @@ def add_upsampled(
     grid = (triton.cdiv(width, rows), height, frames)
     shape = height, width, channels, small.shape[1]
     _add_upsampled[grid](x, bias, small, skip, *shape, times, copies, block, rows, num_warps=4)
+
+
+def snake(x: Float[Tensor, "b c n"], alpha: Float[Tensor, "1 c 1"], beta: Float[Tensor, "1 c 1"]) -> Float[Tensor, "b c n"]:
+    """`sound_avae.Snake`.
+
+    Args:
+        x: contiguous.
+        alpha, beta: on a log scale.
+    """
+    out, samples = torch.empty_like(x), x.shape[2]
+    grid = (triton.cdiv(samples, NUMBERS), x.shape[0] * x.shape[1])
+    _snake[grid](x, alpha, beta, out, samples, x.shape[1], NUMBERS, num_warps=4)
+    return out
+
+
+@jit
+def _snake(x, alpha, beta, out, samples, channels, block: tl.constexpr):
+    row, sample = tl.program_id(1), tl.program_id(0) * block + tl.arange(0, block)
+    at = row.to(tl.int64) * samples + sample
+    speed = tl.exp(tl.load(alpha + row % channels).to(tl.float32))
+    size = tl.exp(tl.load(beta + row % channels).to(tl.float32))
+    values = tl.load(x + at, sample < samples, 0.0).to(tl.float32)
+    wave = tl.sin(speed * values)
+    tl.store(out + at, (values + wave * wave / (size + 1e-9)).to(out.dtype.element_ty), sample < samples)
 
 
 @jit

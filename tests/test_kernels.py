@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cosmos3_lab import fused, kernels, layers, towers, vae_blocks, vae_kernels
+from cosmos3_lab import fused, kernels, layers, sound_avae, towers, vae_blocks, vae_kernels
 from cosmos3_lab.fusing import can_fuse
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.layers import apply_rotary
 from cosmos3_lab.quantized import QuantizedLinear, quantize_tower, round_rows
 from cosmos3_lab.random_checkpoint import RECIPES
+from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.towers import GENLayer, LayerKV, Rope
 from cosmos3_lab.transformer import encode_condition, predict_velocity
 from cosmos3_lab.vae_blocks import CausalMemory, UpBlock
@@ -186,6 +187,12 @@ def test_blocks_are_the_plain_ones_chunk_after_chunk(monkeypatch, time, width):
     close(results[1], results[0])
 
 
+@pytest.mark.parametrize("samples", [7, 5000])
+def test_snake(samples):
+    x, (alpha, beta) = random(2, 3, samples), random(2, 1, 3, 1, seed=1)
+    close(vae_kernels.snake(x, alpha, beta), x + torch.sin(alpha.exp() * x) ** 2 / (beta.exp() + 1e-9))
+
+
 def test_two_clips_at_once_are_decoded_plainly(monkeypatch):
     monkeypatch.setattr(vae_blocks, "can_fuse", lambda x: True)
     assert vae_blocks.fuses(torch.zeros(1, 2))
@@ -198,7 +205,7 @@ def test_two_clips_at_once_are_decoded_plainly(monkeypatch):
 @pytest.fixture
 def fuse(monkeypatch):
     """Lets the CPU pass for a GPU."""
-    return lambda: [monkeypatch.setattr(module, "can_fuse", lambda x: True) for module in (towers, vae_blocks)]
+    return lambda: [monkeypatch.setattr(module, "can_fuse", lambda x: True) for module in (towers, vae_blocks, sound_avae)]
 
 
 def test_a_velocity(tiny, fuse):
@@ -220,3 +227,12 @@ def test_pixels(tiny, fuse):
     found = decode_video(tiny.vae, z)
     assert not torch.equal(found, plain)
     assert (found - plain).abs().max() < 1e-5
+
+
+def test_a_waveform(tiny, fuse):
+    sound = random(1, 2, tiny.config.sound_dim).cpu()
+    plain = decode_sound(tiny.avae, sound)
+    fuse()
+    found = decode_sound(tiny.avae, sound)
+    assert not torch.equal(found, plain)
+    close(found, plain, 1e-5)
