@@ -9,6 +9,7 @@ layer's; peak memory. What pays goes into the package, what does not into NOTES.
 import argparse
 import copy
 import os
+from contextlib import contextmanager
 
 import torch
 from measuring import Results, median_seconds, peak_gpu
@@ -25,25 +26,19 @@ from cosmos3_lab.towers import GENLayer, LayerKV, Rope
 
 
 def plain(layer, x, text, rope):
-    return environment("1", layer, x, text, rope)
+    return layer(x, text, rope)
 
 
-def environment(plain_alone, layer, *given, flashinfer=False):
-    """The package's own layer: as it is written in towers.py, or as the kernels do it."""
-    os.environ["COSMOS3_PLAIN"] = plain_alone
-    kept, layers.has_flash_attention_3 = layers.has_flash_attention_3, lambda q: flashinfer
+@contextmanager
+def kernels_of(name):
+    """The package's own layer as it is written in towers.py, or as the kernels do it; attention by FlashInfer or by PyTorch."""
+    os.environ["COSMOS3_PLAIN"] = "" if "fused" in name else "1"
+    found = layers.has_flash_attention_3
+    layers.has_flash_attention_3 = lambda q: "flashinfer" in name
     try:
-        return layer(*given)
+        yield
     finally:
-        layers.has_flash_attention_3 = kept
-
-
-def fused(layer, *given):
-    return environment("", layer, *given)
-
-
-def fused_flashinfer(layer, *given):
-    return environment("", layer, *given, flashinfer=True)
+        layers.has_flash_attention_3, os.environ["COSMOS3_PLAIN"] = found, ""
 
 
 def rounded(layer, kind):
@@ -57,7 +52,7 @@ def rounded(layer, kind):
     return getattr(layer, f"as_{kind}")
 
 
-def by_hand(layer, x, text, rope, attend=attention, fuse=True):
+def by_hand(layer, x, text, rope, fuse=True):
     """The layer as one function: one product for q, k, v, one for gate and up, residuals added inside the products."""
     a, m = layer.self_attn, layer.mlp_moe_gen
     d, kv, eps = len(a.norm_added_q.weight), text.k.shape[-2], a.norm_added_q.eps
@@ -68,7 +63,7 @@ def by_hand(layer, x, text, rope, attend=attention, fuse=True):
         q, k, v = (p(n).unflatten(-1, (-1, d)) for p in (a.add_q_proj, a.add_k_proj, a.add_v_proj))
     q = apply_rotary(F.rms_norm(q, (d,), a.norm_added_q.weight, eps), rope.cos, rope.sin)
     k = apply_rotary(F.rms_norm(k, (d,), a.norm_added_k.weight, eps), rope.cos, rope.sin)
-    seen = attend(q, torch.cat([text.k, k]), torch.cat([text.v, v]), causal=False)
+    seen = attention(q, torch.cat([text.k, k]), torch.cat([text.v, v]), causal=False)
     x = torch.addmm(x, seen, a.to_add_out.weight.t())
     n = F.rms_norm(x, x.shape[-1:], layer.post_attention_layernorm_moe_gen.weight, eps)
     if fuse:
@@ -78,10 +73,8 @@ def by_hand(layer, x, text, rope, attend=attention, fuse=True):
     return torch.addmm(x, F.silu(gate) * up, m.down_proj.weight.t())
 
 
-def flashinfer_attention(q, k, v, *, causal):
-    from flashinfer import single_prefill_with_kv_cache
-
-    return single_prefill_with_kv_cache(q, k.contiguous(), v.contiguous(), causal=causal, backend="fa3").flatten(-2)
+def in_8_bits(kind):
+    return lambda layer, *given: rounded(layer, kind)(*given)
 
 
 def compiled(function, **options):
@@ -90,20 +83,6 @@ def compiled(function, **options):
         return torch.compile(function, dynamic=False, **options)
 
     return build
-
-
-def with_flashinfer(layer, x, text, rope):
-    return by_hand(layer, x, text, rope, attend=ATTEND)
-
-
-# An operator that the compiler calls without looking inside.
-ATTEND = torch.library.custom_op(
-    "lab::attend",
-    lambda q, k, v, causal: flashinfer_attention(q, k, v, causal=causal),
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, bool causal) -> Tensor",
-)
-ATTEND.register_fake(lambda q, k, v, causal: q.new_empty(q.shape[0], q.shape[1] * q.shape[2]))
 
 
 def quantized(layer, x, text, rope):
@@ -140,15 +119,14 @@ VARIANTS = {
     "by hand": lambda: by_hand,
     "by hand compiled": compiled(by_hand),
     "by hand unfused compiled": compiled(lambda *args: by_hand(*args, fuse=False)),
-    "flashinfer": lambda: with_flashinfer,
-    "flashinfer compiled": compiled(with_flashinfer),
+    "by hand flashinfer": lambda: by_hand,
     "fp8 compiled": compiled(quantized),
-    "fused": lambda: fused,
-    "fused flashinfer": lambda: fused_flashinfer,
-    "fp8": lambda: lambda layer, *given: plain(rounded(layer, "fp8"), *given),
-    "fp8 fused": lambda: lambda layer, *given: fused(rounded(layer, "fp8"), *given),
-    "fp8 fused flashinfer": lambda: lambda layer, *given: fused_flashinfer(rounded(layer, "fp8"), *given),
-    "int8 fused": lambda: lambda layer, *given: fused(rounded(layer, "int8"), *given),
+    "fused": lambda: plain,
+    "fused flashinfer": lambda: plain,
+    "fp8": lambda: in_8_bits("fp8"),
+    "fp8 fused": lambda: in_8_bits("fp8"),
+    "fp8 fused flashinfer": lambda: in_8_bits("fp8"),
+    "int8 fused": lambda: in_8_bits("int8"),
 }
 
 
@@ -198,11 +176,14 @@ def main():
         tokens = t * -(-h // 2) * -(-w // 2) + sound_latent_frames(frames, 24.0)
         for text in (int(n) for n in a.text.split(",")):
             given = inputs(config, tokens, text, device, dtype)
-            expected = plain(layer, *given).float()
+            with kernels_of("plain"):
+                expected = plain(layer, *given).float()
             for name in a.variants.split(","):
-                results.put(f"{size}/text {text}/{name}", measure(VARIANTS[name](), layer, given, expected))
+                with kernels_of(name):
+                    results.put(f"{size}/text {text}/{name}", measure(VARIANTS[name](), layer, given, expected))
     for name in filter(None, a.profile.split(",")):
-        profile(results, lambda name=name: VARIANTS[name]()(layer, *given), key=f"profile_ms/{name}")
+        with kernels_of(name):
+            profile(results, lambda name=name: VARIANTS[name]()(layer, *given), key=f"profile_ms/{name}")
 
 
 def measure(function, layer, given, expected):
