@@ -13,9 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from cosmos3_lab.untrusted import CheckpointError, has_file, read_json
+
 Metadata = Literal["inject", "sentences", "none"]
 NegativeMetadata = Literal["none", "same", "inverse"]
 NegativeDefault = Literal["structured", "empty"]
+
+LONGEST_NEGATIVE = 40_000  # characters of a checkpoint's negative prompt; every step attends to all of them
 
 DURATION = "The video is {duration:.1f} seconds long and is of {fps:.0f} FPS."
 RESOLUTION = "This {medium} is of {height}x{width} resolution."  # height first, as the model was trained
@@ -72,18 +76,19 @@ def default_negative_prompt(checkpoint_dir: str | Path) -> NegativePrompt:
         checkpoint_dir: the checkpoint folder; its `assets/negative_prompt.json` is used when it is there.
 
     Raises:
-        ValueError: the file is not a JSON object.
+        CheckpointError: the file is not a JSON object, or a very long one.
     """
     path = Path(checkpoint_dir) / "assets" / "negative_prompt.json"
-    if path.is_file():
-        content, source = path.read_bytes(), f"the checkpoint's {path.parent.name}/{path.name}"
+    if has_file(path):
+        fields, source = read_json(path), f"the checkpoint's {path.parent.name}/{path.name}"
     else:
         content = resources.files("cosmos3_lab").joinpath("negative_prompt.json").read_bytes()
-        source = "the lab's own structured negative prompt"
-    fields = _json_object(content)
-    if fields is None:
-        raise ValueError(f"{path} is not a JSON object; mend or remove the file")
+        fields, source = json.loads(content), "the lab's own structured negative prompt"
+    if "_class_name" in fields:
+        raise CheckpointError(f"{path} is the config of a {fields['_class_name']!r}, not a prompt; files were swapped")
     text = json.dumps(fields)
+    if len(text) > LONGEST_NEGATIVE:
+        raise CheckpointError(f"{path} has {len(text)} characters, expected at most {LONGEST_NEGATIVE}; mend or remove the file")
     return NegativePrompt(text, source, sha256(text.encode()).hexdigest() == REFERENCE_NEGATIVE_SHA256)
 
 

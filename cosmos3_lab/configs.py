@@ -5,6 +5,8 @@ from dataclasses import fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from cosmos3_lab.untrusted import CheckpointError
+
 
 def check_choice(name: str, value: object, choices: Any) -> None:  # noqa: ANN401  (a Literal type)
     """Refuse a value that is none of a Literal's.
@@ -37,11 +39,11 @@ def read_fields(
         required: fields that must be there: a default would load and then compute something else.
 
     Raises:
-        ValueError: a value is missing, has another type or is out of range; names file and key.
+        CheckpointError: a value is missing, has another type or is out of range; names file and key.
     """
     missing = [name for name in required if config.get(name) is None]
     if missing:
-        raise ValueError(f"{file} lacks {missing[0]}; copy it again from the checkpoint")
+        raise CheckpointError(f"{file} lacks {missing[0]}; copy it again from the checkpoint")
     found = {}
     for f in fields(cls):
         if config.get(f.name) is not None:
@@ -56,18 +58,18 @@ def _check_range(value: Any, what: str, *, signed: bool) -> None:  # noqa: ANN40
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not abs(value) <= LARGEST or (value <= 0 and not signed):  # also refuses NaN
-        raise ValueError(f"{what}, expected {'a number' if signed else 'a number above 0'} and not beyond {LARGEST}")
+        raise CheckpointError(f"{what}, expected {'a number' if signed else 'a number above 0'} and not beyond {LARGEST}")
 
 
 def _checked(value: Any, wanted: Any, what: str) -> Any:  # noqa: ANN401  (JSON values)
     options = [option for option in get_args(wanted) if option is not NoneType]
     if get_origin(wanted) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{what}, expected a list")
+            raise CheckpointError(f"{what}, expected a list")
         return tuple(_checked(item, options[0], what) for item in value)
     wanted = options[0] if options else wanted
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(min(max(value, -2 * LARGEST), 2 * LARGEST))  # an integer beyond float's range is refused a line later
     if type(value) is not wanted:
-        raise ValueError(f"{what}, expected {wanted.__name__}")
+        raise CheckpointError(f"{what}, expected {wanted.__name__}")
     return value

@@ -14,7 +14,8 @@ from cosmos3_lab.checkpoint import (
 )
 from cosmos3_lab.schedule import schedule_from_config
 from cosmos3_lab.settings import COMPONENTS, REQUIRED, CheckpointConfigs, Defaults, checkpoint_folder, read_configs
-from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
+from cosmos3_lab.untrusted import CheckpointError
+from cosmos3_lab.weights import TensorInfo, check_weights, find_tensors, without
 
 
 @dataclass(frozen=True)

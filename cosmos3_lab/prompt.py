@@ -7,6 +7,7 @@ negative prompt goes the same way with rules of its own.
 Read next: `request.py` (what else is asked for), `transformer.py` (what reads the ids).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,11 @@ from cosmos3_lab.captions import (
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import check_fps, effective_num_frames
+from cosmos3_lab.untrusted import CheckpointError, has_file, parse_object, read_text
 
 VISION_START = "<|vision_start|>"
+LONGEST_PROMPT = 100_000  # characters; the time that attention takes grows with the square
+MAX_TOKENIZER = 64_000_000  # bytes of a file; Nano's have 11 million
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,8 @@ class Cosmos3Processor:
         temporal: video frames per latent frame.
 
     Raises:
-        ValueError: the folder holds no tokenizer that this needs, a size is not positive, or there is no such choice.
+        CheckpointError: the folder holds no tokenizer that this needs.
+        ValueError: a size is not positive, or there is no such choice.
     """
 
     def __init__(
@@ -199,20 +204,30 @@ def _check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"got a prompt that is not text: character {error.start} is half of a surrogate pair") from error
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"got a prompt of {len(text)} characters, expected at most {LONGEST_PROMPT}; shorten it")
 
 
 # ------------------------------------------------------------------------------------------------------ tokenizer
 
 
 def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers tokenizer; importing its class would be slow)
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"got {folder}, expected a checkpoint's text_tokenizer folder with a tokenizer.json in it")
+    if not folder.is_dir() or not has_file(folder / "tokenizer.json"):
+        raise CheckpointError(f"got {folder}, expected a checkpoint's text_tokenizer folder with a tokenizer.json in it")
+    for file in folder.iterdir():  # the library reads several, and would take anything for them
+        if file.suffix in (".json", ".jinja", ".txt"):
+            text = read_text(file, most=MAX_TOKENIZER) if has_file(file) else ""
+            if file.suffix == ".json":
+                parse_object(text, f"{file}")
+            elif file.suffix == ".jinja":
+                _check_template(text, file)
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer("a word", add_special_tokens=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot read
-        raise ValueError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
+        raise CheckpointError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
     has = {
         "an end-of-text token": tokenizer.eos_token is not None,
         f"the token {VISION_START}": VISION_START in tokenizer.get_vocab(),
@@ -220,14 +235,35 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
     }
     lacking = [what for what, there in has.items() if not there]
     if lacking:
-        raise ValueError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
+        raise CheckpointError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
     try:
         tried = tokenizer.apply_chat_template([{"role": "user", "content": "\ue000"}], tokenize=False)
     except Exception as error:  # whatever a broken Jinja template raises
-        raise ValueError(f"the chat template in {folder} does not work ({error}); copy it again from the checkpoint") from error
+        raise CheckpointError(
+            f"the chat template in {folder} does not work ({error}); copy it again from the checkpoint"
+        ) from error
     if "\ue000" not in tried:
-        raise ValueError(f"the chat template in {folder} leaves the message out; copy it again from the checkpoint")
+        raise CheckpointError(f"the chat template in {folder} leaves the message out; copy it again from the checkpoint")
     return tokenizer
+
+
+# Jinja's sandbox keeps a template from running code, not from filling the memory. A chat has no use for these.
+TEMPLATE_LIMIT = 65_536
+GREEDY = {"range", "lipsum", "*", "**"}
+
+
+def _check_template(text: str, file: Path) -> None:
+    from jinja2 import Environment, TemplateError
+
+    if len(text) > TEMPLATE_LIMIT:
+        raise CheckpointError(f"{file} has {len(text)} characters, expected at most {TEMPLATE_LIMIT}; it is no chat template")
+    try:
+        greedy = [value for _, kind, value in Environment().lex(text) if kind in ("name", "operator") and value in GREEDY]
+        greedy += re.findall(r"\d{6,}", text)  # widths to pad to
+    except TemplateError as error:
+        raise CheckpointError(f"the chat template {file} does not work ({error}); copy it again from the checkpoint") from error
+    if greedy:
+        raise CheckpointError(f"the chat template {file} uses {greedy[0]!r}, which no chat needs and which can fill the memory")
 
 
 Span = tuple[int, str]  # start in the rendered text, role of what follows

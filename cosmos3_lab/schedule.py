@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cosmos3_lab.configs import read_fields
 from cosmos3_lab.showing import Shown
+from cosmos3_lab.untrusted import CheckpointError
 
 FlowVariant = Literal["native-flow", "phyai-flow", "diffusers-flow"]
 ScheduleName = Literal["native-flow", "phyai-flow", "diffusers-flow", "karras", "auto"]
@@ -142,11 +143,12 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
         flow_shift: replaces the file's; an error where the file asks for Karras sigmas, which have no shift.
 
     Raises:
-        ValueError: the file describes a scheduler that Cosmos3 does not use, or `flow_shift` has no effect.
+        CheckpointError: the file describes a scheduler that Cosmos3 does not use.
+        ValueError: `flow_shift` has no effect, or n is out of range.
     """
     for key, value in SUPPORTED_SCHEDULER.items():
         if config.get(key, value) != value:
-            raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
+            raise CheckpointError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
     file = _SchedulerFile(**read_fields(_SchedulerFile, config, file="scheduler_config.json"))
     if file.use_karras_sigmas:
         if flow_shift is not None:
@@ -155,7 +157,7 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
                 "shift; leave flow_shift out or choose a flow schedule (use_karras_sigmas=False)"
             )
         if file.sigma_min is None or file.sigma_max is None:
-            raise ValueError("scheduler_config.json asks for Karras sigmas, expected numbers for sigma_min and sigma_max")
+            raise CheckpointError("scheduler_config.json asks for Karras sigmas, expected numbers for sigma_min and sigma_max")
         return karras_schedule(n, sigma_min=file.sigma_min, sigma_max=file.sigma_max)
     return flow_schedule(n, flow_shift=file.flow_shift if flow_shift is None else flow_shift, variant="diffusers-flow")
 
