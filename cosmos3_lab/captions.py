@@ -13,12 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from cosmos3_lab.configs import check_choice, whole_number
+from cosmos3_lab.sizes import check_fps
 from cosmos3_lab.untrusted import CheckpointError, has_file, read_json
 
 Metadata = Literal["inject", "sentences", "none"]
 NegativeMetadata = Literal["none", "same", "inverse"]
 NegativeDefault = Literal["structured", "empty"]
 
+LONGEST_PROMPT = 100_000  # characters; the time that attention takes grows with the square
 LONGEST_NEGATIVE = 40_000  # characters of a checkpoint's negative prompt; every step attends to all of them
 
 DURATION = "The video is {duration:.1f} seconds long and is of {fps:.0f} FPS."
@@ -124,9 +127,36 @@ def cosmos3_generation_caption(
         metadata: "inject" (PhyAI, NVIDIA) writes fields into a JSON object and sentences behind plain text; "sentences"
             (diffusers) always writes sentences; "none" leaves the prompt as it is.
         aspect_ratio: for JSON prompts, such as "16,9"; left out when None.
+
+    Raises:
+        ValueError: the prompt is not text, or a number cannot be one of a clip.
     """
-    segments = positive_segments(prompt, Clip(num_frames, height, width, fps), metadata, aspect_ratio)
+    check_text("prompt", prompt)
+    check_choice("metadata", metadata, Metadata)
+    check_fps(fps)
+    size = (whole_number(name, n) for name, n in (("num_frames", num_frames), ("height", height), ("width", width)))
+    segments = positive_segments(prompt, Clip(*size, fps), metadata, aspect_ratio)
     return "".join(s.text for s in segments)
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what is not text that a tokenizer can read.
+
+    Args:
+        name: what it is, for the message.
+        text: given.
+
+    Raises:
+        ValueError: not a `str`, with half of a surrogate pair in it, or very long.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"got a {name} of type {type(text).__name__}, expected text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"got a {name} that is not text: character {error.start} is half of a surrogate pair") from error
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"got a {name} of {len(text)} characters, expected at most {LONGEST_PROMPT}; shorten it")
 
 
 def _sentences(clip: Clip, duration: str, resolution: str, *, medium: str) -> str:

@@ -1,5 +1,7 @@
-"""Values from outside: a `config.json` read into a dataclass with every value checked, and choices checked by name."""
+"""Values from outside: a `config.json` read into a dataclass with every value checked, and arguments checked by name."""
 
+import math
+import operator
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType
@@ -19,8 +21,60 @@ def check_choice(name: str, value: object, choices: Any) -> None:  # noqa: ANN40
     Raises:
         ValueError: with the choices in the message.
     """
-    if value not in get_args(choices):
-        raise ValueError(f"got {name}={value!r}, expected one of {', '.join(map(repr, get_args(choices)))}")
+    if not isinstance(value, str) or value not in get_args(choices):
+        raise ValueError(f"got {name}={shown(value)}, expected one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def whole_number(name: str, value: Any, low: int | None = 1, high: int | None = None) -> int:  # noqa: ANN401  (JSON, NumPy, ...)
+    """A whole number in a range, as Python's int; NumPy's are taken too, `True` and 3.0 are not.
+
+    Args:
+        name: of the argument, for the message.
+        value: given.
+        low, high: the range, ends included; None for no end.
+
+    Raises:
+        ValueError: not a whole number, or out of range.
+    """
+    number = None if isinstance(value, bool) else _as_number(value, operator.index)
+    if number is None or (low is not None and number < low) or (high is not None and number > high):
+        wanted = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise ValueError(f"got {name} {shown(value)}, expected a whole number{wanted}")
+    return number
+
+
+def real_number(name: str, value: Any, wanted: str = "a finite number") -> float:  # noqa: ANN401  (JSON, NumPy, ...)
+    """A finite number as Python's float; NumPy's are taken too, `True` and "24" are not.
+
+    Args:
+        name: of the argument, for the message.
+        value: given.
+        wanted: what was expected, for the message.
+
+    Raises:
+        ValueError: not a number, or not finite.
+    """
+    number = None if isinstance(value, bool | str | bytes) else _as_number(value, float)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"got {name} {shown(value)}, expected {wanted}")
+    return number
+
+
+def _as_number(value: Any, convert: Any) -> Any:  # noqa: ANN401
+    if getattr(value, "dtype", None) is not None and "bool" in str(value.dtype):
+        return None
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array or tensor of several numbers, a text, 10 ** 400
+        return None
+
+
+def shown(value: object) -> str:
+    """A value in a message: `24.0` rather than `np.float64(24.0)`, and never pages of it."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    text = repr(value.item() if getattr(value, "ndim", None) == 0 else value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 LARGEST = 2**31  # no size, rate or count in a config comes near it

@@ -23,17 +23,17 @@ from cosmos3_lab.captions import (
     NegativeDefault,
     NegativeMetadata,
     Segment,
+    check_text,
     negative_segments,
     positive_segments,
     resolve_negative_prompt,
 )
-from cosmos3_lab.configs import check_choice
+from cosmos3_lab.configs import check_choice, whole_number
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import check_fps, effective_num_frames
 from cosmos3_lab.untrusted import CheckpointError, has_file, parse_object, read_text
 
 VISION_START = "<|vision_start|>"
-LONGEST_PROMPT = 100_000  # characters; the time that attention takes grows with the square
 MAX_TOKENIZER = 64_000_000  # bytes of a file; Nano's have 11 million
 
 
@@ -104,9 +104,10 @@ class Cosmos3Processor:
         check_choice("metadata", metadata, Metadata)
         check_choice("negative_metadata", negative_metadata, NegativeMetadata)
         check_choice("negative_default", negative_default, NegativeDefault)
-        if height < 1 or width < 1:
-            raise ValueError(f"got a size of {height}x{width} pixels, expected numbers above 0")
-        self.clip = Clip(effective_num_frames(num_frames, temporal=temporal), height, width, fps)
+        height, width = whole_number("height", height), whole_number("width", width)
+        if system_prompt is not None:
+            check_text("system prompt", system_prompt)
+        self.clip = Clip(effective_num_frames(num_frames, temporal=temporal), height, width, float(fps))
         self.aspect_ratio = aspect_ratio
         self.checkpoint_dir = Path(tokenizer_dir).parent
         self.system_prompt = system_prompt
@@ -142,7 +143,7 @@ class Cosmos3Processor:
         Raises:
             ValueError: the prompt is empty, or is not text.
         """
-        _check_text(prompt)
+        check_text("prompt", prompt)
         if not prompt.strip():
             raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
         return positive_segments(prompt, self.clip, self.metadata, self.aspect_ratio)
@@ -150,7 +151,7 @@ class Cosmos3Processor:
     def negative_segments(self, negative_prompt: str | None = None) -> tuple[Segment, ...]:
         """The negative user text in pieces; None is this processor's default, "" is empty."""
         text = resolve_negative_prompt(negative_prompt, self.negative_default, self.checkpoint_dir).text
-        _check_text(text)
+        check_text("negative prompt", text)
         return negative_segments(text, self.clip, self.negative_metadata)
 
     def render(self, system: str | None, user: str) -> str:
@@ -197,15 +198,6 @@ def token_table(processor: Cosmos3Processor, prompt: str | None = None, *, negat
     ]
     boundary = zip(processor.boundary_ids, (tokenizer.eos_token, VISION_START), strict=True)
     return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"got a prompt that is not text: character {error.start} is half of a surrogate pair") from error
-    if len(text) > LONGEST_PROMPT:
-        raise ValueError(f"got a prompt of {len(text)} characters, expected at most {LONGEST_PROMPT}; shorten it")
 
 
 # ------------------------------------------------------------------------------------------------------ tokenizer

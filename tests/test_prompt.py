@@ -110,7 +110,7 @@ def test_what_is_not_a_json_object_is_plain_text(prompt):
 
 
 def test_deeply_nested_json_is_plain_text_instead_of_a_crash():
-    bomb = '{"a":' * 100_000
+    bomb = '{"a":' * 10_000
     assert cosmos3_generation_caption(bomb, **CLIP) == f"{bomb}. {DUR} {RES}"
 
 
