@@ -88,7 +88,7 @@ ROWS = [
     {"request", "transformer", "settings", "memory", "layout"},
     {"checkpoint", "random_checkpoint"},
     {"denoise", "inspection", "prepare", "costs"},
-    {"branch", "generate", "preview", "lessons", "speed"},
+    {"branch", "generate", "preview", "lessons", "speed", "selftest"},
     {"plan"},
     {"schedule_figures", "latent_figures", "step_figures", "sound_figures", "lesson_figures", "job"},
     {"figures", "widget_canvas", "widget_box", "repr_pictures", "panel_pictures"},
@@ -98,7 +98,7 @@ ROWS = [
     {"widgets"},
     {"repr_start"},
     {"repr_run"},
-    {"reprs", "plan_table"},
+    {"reprs", "plan_table", "doctor"},
     {"cli"},
     {"__main__", "__init__"},
 ]
