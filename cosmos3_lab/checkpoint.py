@@ -35,8 +35,8 @@ from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, UNDLayer
-from cosmos3_lab.video_vae import VideoVAE, use_channels_last
 from cosmos3_lab.untrusted import CheckpointError
+from cosmos3_lab.video_vae import VideoVAE, use_channels_last
 from cosmos3_lab.weights import Sources, check_weights, find_tensors, fingerprint, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.

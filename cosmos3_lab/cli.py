@@ -1,4 +1,4 @@
-"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's example script, what a run needs, a look into a checkpoint and at the machine."""
+"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's script, what a run needs, and a look at a checkpoint and at the machine."""
 
 import shlex
 import time
@@ -168,10 +168,15 @@ def plan(
 
 
 @app.command()
-def inspect(folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None) -> None:
+def inspect(
+    folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read all weights: NaN, and SHA-256 where the hub's tools noted it.")
+    ] = False,
+) -> None:
     """Say what a checkpoint folder holds, what a run needs of it, and what is missing; exit code 1 if it cannot be loaded."""
     with _one_line_errors():
-        report = inspect_checkpoint(folder)
+        report = inspect_checkpoint(folder, deep=deep)
     console.print(f"{escape(str(report.folder))}: {', '.join(report.present) or 'no component'}", highlight=False, soft_wrap=True)
     table = Table("tensors", "count", "parameters", "GB", "dtype", "read for")
     for g in report.groups:

@@ -9,7 +9,6 @@ Nothing goes over the network, and nothing is left on the disk. Read next: `self
 import os
 import platform
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def _looked(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findin
     """A look that fails is a finding too."""
     try:
         yield from look()
-    except Exception as error:  # noqa: BLE001  (a doctor does not faint)
+    except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         yield Finding(name, "bad", f"{type(error).__name__}: {first}"[:400])
 
@@ -121,7 +120,11 @@ def _versions() -> Iterator[Finding]:
     try:
         asked = [Requirement(line) for line in metadata.requires("cosmos3-lab") or ()]
     except metadata.PackageNotFoundError:
-        yield Finding("versions", "note", 'cosmos3-lab itself is not installed, so nothing says which versions it needs; try pip install -e "."')
+        yield Finding(
+            "versions",
+            "note",
+            'cosmos3-lab itself is not installed, so nothing says which versions it needs; try pip install -e "."',
+        )
         return
     needed = [r for r in asked if r.marker is None or r.marker.evaluate(default_environment() | {"extra": ""})]
     wrong = [text for requirement in needed if (text := _wrong_version(requirement))]
@@ -141,8 +144,7 @@ def _wrong_version(requirement: Requirement) -> str:
     return "" if fits else f"{requirement.name} is {found}, needed is {requirement.specifier}"
 
 
-def _gpu() -> Iterator[Finding]:
-    module = Path("/proc/driver/nvidia/version")
+def _gpu(module: Path = Path("/proc/driver/nvidia/version")) -> Iterator[Finding]:
     driver = re.search(r"Module\s.*?(\d+\.\d[\d.]*)", module.read_text()) if module.is_file() else None
     if not torch.cuda.is_available():
         if driver is None:
@@ -150,7 +152,9 @@ def _gpu() -> Iterator[Finding]:
             return
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
         hint = "install a PyTorch that fits the driver, or update the driver"
-        yield Finding("GPU", "bad", f"driver {driver[1]} is there, but PyTorch {torch.__version__}, {build}, cannot use it; {hint}")
+        yield Finding(
+            "GPU", "bad", f"driver {driver[1]} is there, but PyTorch {torch.__version__}, {build}, cannot use it; {hint}"
+        )
         return
     said = f"driver {driver[1]}, " if driver else ""
     for index in range(torch.cuda.device_count()):
@@ -171,7 +175,10 @@ def _memory() -> Iterator[Finding]:
     found = {key: int(kib) * 1024 for key, kib in re.findall(r"(\w+):\s+(\d+) kB", meminfo.read_text())}
     free, total = found["MemAvailable"], found["MemTotal"]
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    yield Finding("memory", *(("ok", text) if free >= LEAST_MEMORY else ("bad", f"{text}, needed are {LEAST_MEMORY / GIB}; close something")))
+    yield Finding(
+        "memory",
+        *(("ok", text) if free >= LEAST_MEMORY else ("bad", f"{text}, needed are {LEAST_MEMORY / GIB}; close something")),
+    )
 
 
 def _disk() -> Iterator[Finding]:
@@ -205,8 +212,7 @@ def _widgets() -> Iterator[Finding]:
         text = f"ipywidgets {version} has no part in JupyterLab (jupyterlab_widgets); widgets will not show; try {need} again"
         yield Finding("widgets", "bad", text)
         return
-    switched = " (the extension may still be switched off: jupyter labextension list)" if shutil.which("jupyter") else ""
-    yield Finding("widgets", "ok", f"ipywidgets {version} with its extension of JupyterLab {lab}{switched}")
+    yield Finding("widgets", "ok", f"ipywidgets {version} with its extension of JupyterLab {lab}")
 
 
 def _codecs() -> Iterator[Finding]:

@@ -26,7 +26,6 @@ from cosmos3_lab.sizes import (
     sound_latent_frames,
 )
 
-
 SCALE = "a finite number of at least 0"
 LARGEST_CLIP = 2**24  # latent pixels; a hundred times 720x1280x189
 
@@ -87,7 +86,9 @@ class Cosmos3T2VRequest(Shown):
         if self.sound_latent_fps is not None and real_number("sound_latent_fps", self.sound_latent_fps) <= 0:
             raise ValueError(f"got sound_latent_fps {self.sound_latent_fps}, expected a number above 0, or None")
         if math.prod(checked["video_shape"]) > LARGEST_CLIP:
-            raise ValueError(f"got video_shape {self.video_shape}, expected at most {LARGEST_CLIP} latent pixels; ask for a smaller clip")
+            raise ValueError(
+                f"got video_shape {self.video_shape}, expected at most {LARGEST_CLIP} latent pixels; ask for a smaller clip"
+            )
         check_fps(self.fps)
         for name, value in checked.items():  # NumPy's numbers become Python's
             object.__setattr__(self, name, value)

@@ -1,7 +1,7 @@
 """Does this machine compute what it should? Every stage of pico, from the same inputs, against numbers that were stored once.
 
 Each stage is fed stored inputs, not what the stage before it made here, so that a wrong one does not hide behind another. The
-numbers were made in float32 on a CPU by `python -m cosmos3_lab.selftest`, which writes the file anew (after pico was trained again).
+numbers were made in float32 on a CPU by `python -m cosmos3_lab.selftest`, which writes the file anew (after pico was trained).
 
 Read next: `doctor.py`, which shows the results.
 """
@@ -34,8 +34,8 @@ TEXT_TOKENS = 12  # of the prompt, for UND: its K and V fill most of the file
 TIMESTEP, SCALE, STEPS, SHIFT = 900, 3.0, 4, 5.0
 PART = 5  # of pixels and samples, every fifth is stored
 
-# Largest distance from the stored numbers, as a share of their size. Measured on a CPU: 4e-7 in float32 with other threads and other
-# kernels, 0.013 in bfloat16 (GEN, and the AVAE). A mistake is tenths.
+# Largest distance from the stored numbers, as a share of their size. Measured on a CPU: 4e-7 in float32 with other threads and
+# other kernels, 0.013 in bfloat16 (GEN, and the AVAE). A mistake is tenths.
 EXACT, FLOAT32, BFLOAT16 = 0.0, 1e-5, 0.05
 
 Tensors = Mapping[str, Tensor]
@@ -101,7 +101,7 @@ def _try(stage: Stage, models: Cosmos3Models, stored: Tensors) -> StageResult:
     try:
         made = stage.run(models, stored)
         return StageResult(stage.name, max(distance(values, stored[name]) for name, values in made.items()), allowed)
-    except Exception as error:  # noqa: BLE001  (whatever it is, it is what the patient has)
+    except Exception as error:
         return StageResult(stage.name, None, allowed, f"{type(error).__name__}: {error}".splitlines()[0][:300])
 
 

@@ -15,8 +15,8 @@ from cosmos3_lab.schedule import check_steps
 from cosmos3_lab.sizes import MediaSpec, check_fps, pixel_to_latent_shape
 from cosmos3_lab.sound_avae import SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config
-from cosmos3_lab.video_vae import VideoVAEConfig
 from cosmos3_lab.untrusted import CheckpointError, has_file, has_folder, read_json
+from cosmos3_lab.video_vae import VideoVAEConfig
 
 REQUIRED = ("transformer", "vae", "text_tokenizer")
 COMPONENTS = (*REQUIRED, "sound_tokenizer", "scheduler")
@@ -199,7 +199,9 @@ def _read_defaults(path: Path, vae: VideoVAEConfig) -> Defaults:
     defaults = Defaults(**read_fields(Defaults, given, file=path.name, signed=("guidance_scale",)))
     for text in (defaults.name, *defaults.example_prompts):
         if not text.isprintable() or len(text) > LONGEST_TEXT:
-            raise CheckpointError(f"{path} has a name or example that is not a line of at most {LONGEST_TEXT} characters: {text!r}")
+            raise CheckpointError(
+                f"{path} has a name or example that is not a line of at most {LONGEST_TEXT} characters: {text!r}"
+            )
     try:
         get_preset(defaults.preset)
         check_fps(defaults.fps)

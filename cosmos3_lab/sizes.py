@@ -12,7 +12,6 @@ from typing import Literal
 
 from cosmos3_lab.configs import check_choice, real_number, shown, whole_number
 
-
 MAX_FRAMES = 100_000  # more than an hour at 24 frames a second
 
 

@@ -1,7 +1,7 @@
 """Files of a checkpoint, which may be damaged or hostile: read within limits, or refused in one line that names the file.
 
-A folder that the user named may be made of links (the cache of the Hugging Face hub is), so links are followed; what is found there
-must be a regular file. What a file says never becomes a path: an index names files of its own folder.
+A folder that the user named may be made of links (the cache of the Hugging Face hub is), so links are followed; what is found
+there must be a regular file. What a file says never becomes a path: an index names files of its own folder.
 
 Read next: `weights.py`, `settings.py`, `prompt.py`, which read with these.
 """

@@ -28,6 +28,7 @@ MAX_HEADER = 10_000_000  # bytes; a hundred times those of Nano's largest shard
 ALWAYS_SCANNED = 2**32  # bytes; a component of fewer is looked through for NaN though that reads it from the disk
 MAX_AXES = 8  # of a tensor; none here has more than five
 
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor of a safetensors file, from the header alone."""
@@ -52,7 +53,8 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of a component, by name; headers are read and checked, data is not touched.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or not a safetensors file; a tensor appears twice; float16 is beside bfloat16.
+        CheckpointError: a file is missing, truncated, or not a safetensors file; a tensor appears twice; float16 stands beside
+            bfloat16.
     """
     if not has_folder(folder):
         raise CheckpointError(f"{folder} is missing; copy the whole checkpoint folder")
@@ -68,7 +70,9 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     halves = {info.dtype: info for info in found.values() if info.dtype.itemsize == 2}
     if len(halves) > 1:
         one, other = halves.values()
-        raise CheckpointError(f"{one.file}: tensor {one.name} is {one.dtype} and {other.name} is {other.dtype}; one was mislabelled")
+        raise CheckpointError(
+            f"{one.file}: tensor {one.name} is {one.dtype} and {other.name} is {other.dtype}; one was mislabelled"
+        )
     if listed is not None:
         wrong = sorted(n for n, file in listed.items() if n not in found or found[n].file != file)
         if wrong:
@@ -161,7 +165,7 @@ def load_weights(
 
     Raises:
         CheckpointError: a file cannot be read, or holds NaN or infinity. That is looked for where the numbers are copied or
-            converted anyway, and in small components; what stays mapped to its file is not read here, and the first step finds it.
+            converted anyway, and in small components; what else stays mapped to its file is left to the first step.
     """
     needed = {name: [tensors[source] for source in sources(name)] for name, _ in module.named_parameters()}
     read, state, size = _Reader(), {}, sum(infos[-1].nbytes for infos in needed.values())
@@ -250,8 +254,8 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path] | None]:
         for name, file in weight_map.items():
             if not _is_plain_name(file):
                 raise CheckpointError(
-                    f"{index} says that {name} is in {file!r}, which is not the name of a safetensors file and may lie outside its "
-                    "folder; do not use this checkpoint"
+                    f"{index} says that {name} is in {file!r}, which is not the name of a safetensors file and may lie outside "
+                    "its folder; do not use this checkpoint"
                 )
         listed = {name: folder / file for name, file in weight_map.items()}
         for file in sorted(set(listed.values())):

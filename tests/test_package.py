@@ -68,13 +68,6 @@ def test_no_module_imports_what_it_should_not(module):
     assert not roots & {"diffusers", "accelerate", "pickle", "cloudpickle", "dill", "marshal", "shelve", "beartype", "pytest"}
 
 
-@by_file
-def test_no_module_runs_what_a_file_says(module):
-    source = FILES[module].read_text(encoding="utf-8")
-    assert not re.search(r"import diffusers|pickle|torch\.load\b|\btrust_remote_code\s*=\s*True", source)
-    assert not re.search(r"(?<![.\w])(eval|exec|compile|__import__)\(", source)  # `module.eval()` is another thing
-
-
 # ------------------------------------------------------------------------------------------------------------ graph
 
 # Every module imports only from the rows above its own.
@@ -85,7 +78,7 @@ ROWS = [
     {"sizes", "vae_blocks", "quantized"},
     {"captions", "latents", "schedule", "positions", "layers", "video_vae", "sound_avae", "media"},
     {"prompt", "presets", "guidance", "unipc", "towers", "weights"},
-    {"request", "transformer", "settings", "memory", "layout"},
+    {"request", "transformer", "settings", "memory", "layout", "scan"},
     {"checkpoint", "random_checkpoint"},
     {"denoise", "inspection", "prepare", "costs"},
     {"branch", "generate", "preview", "lessons", "speed", "selftest"},

@@ -50,17 +50,20 @@ def result_or_error(call):
         return call()
     except ValueError as error:
         message = str(error)
-        assert type(error).__name__ in ("ValueError", "CheckpointError"), repr(error)  # no UnicodeError or JSONDecodeError
-        assert 10 < len(message) < 1000, message
-        assert "\n" not in message
-        return None
+        kind = type(error).__name__
+    assert kind in ("ValueError", "CheckpointError"), message  # no UnicodeError or JSONDecodeError
+    assert 10 < len(message) < 1000, message
+    assert "\n" not in message
+    return None
 
 
 # Numbers that are none, that are nearly some, and that only look like some.
 ODD_NUMBERS = st.one_of(
     st.sampled_from([None, True, False, "24", "", b"1", [], [1], {}, (), object(), 1j, 10**400, -(10**400), 2**63, 2**64]),
     st.sampled_from([np.int64(7), np.int32(-1), np.uint8(3), np.float32(24), np.float64("nan"), np.bool_(True), np.array(5)]),
-    st.sampled_from([np.array([1, 2]), np.array([]), torch.tensor(4), torch.tensor(2.5), torch.tensor([1, 2]), torch.tensor(True)]),
+    st.sampled_from(
+        [np.array([1, 2]), np.array([]), torch.tensor(4), torch.tensor(2.5), torch.tensor([1, 2]), torch.tensor(True)]
+    ),
     st.floats(),
     st.integers(),
     st.integers(-5, 300),
@@ -68,7 +71,7 @@ ODD_NUMBERS = st.one_of(
 # Text of all of Unicode with halves of surrogate pairs, control characters, JSON, and long runs of one character.
 TEXTS = st.one_of(
     st.text(st.characters(codec=None), max_size=60),
-    st.text(st.sampled_from("\x00\x07\x1b\n\r\t\u202e\u2028\ud800\udfff\ufeff.{}[]\",:\\ <|im_end|>"), max_size=40),
+    st.text(st.sampled_from('\x00\x07\x1b\n\r\t\u202e\u2028\ud800\udfff\ufeff.{}[]",:\\ <|im_end|>'), max_size=40),
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
@@ -147,7 +150,11 @@ def test_negative_tokens(processor, prompt):
 def test_processors(num_frames, height, width, fps, system):
     clip = {"num_frames": num_frames, "height": height, "width": width, "fps": fps, "system_prompt": system}
     for name, value in clip.items():  # one odd argument at a time, so that each is really reached
-        made = result_or_error(lambda changed={name: value}: Cosmos3Processor(PICO / "text_tokenizer", **changed)) if is_odd(value) else None
+        made = (
+            result_or_error(lambda changed={name: value}: Cosmos3Processor(PICO / "text_tokenizer", **changed))
+            if is_odd(value)
+            else None
+        )
         assert made is None or "Cosmos3Processor(" in repr(made)
 
 
@@ -247,7 +254,11 @@ def check_schedule(made, n):
 
 
 @quick
-@given(ODD_NUMBERS | st.integers(1, 1000), ODD_NUMBERS | st.floats(1e-6, 1e6), st.sampled_from(["native-flow", "phyai-flow", "diffusers-flow", "x", None]))
+@given(
+    ODD_NUMBERS | st.integers(1, 1000),
+    ODD_NUMBERS | st.floats(1e-6, 1e6),
+    st.sampled_from(["native-flow", "phyai-flow", "diffusers-flow", "x", None]),
+)
 @example(5, 1.7e308, "native-flow")
 @example(5, 5e-324, "diffusers-flow")
 def test_flow_schedules(n, shift, variant):
@@ -271,8 +282,19 @@ def test_karras_schedules(n, low, high, rho):
             check_schedule(made, options["n"])
 
 
-JSON_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({}) | st.just([1])
-SCHEDULER_KEYS = ["prediction_type", "use_flow_sigmas", "solver_order", "sigma_min", "sigma_max", "flow_shift", "use_karras_sigmas", "x"]
+JSON_VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({}) | st.just([1])
+)
+SCHEDULER_KEYS = [
+    "prediction_type",
+    "use_flow_sigmas",
+    "solver_order",
+    "sigma_min",
+    "sigma_max",
+    "flow_shift",
+    "use_karras_sigmas",
+    "x",
+]
 
 
 @quick
@@ -285,7 +307,12 @@ def test_scheduler_files(config):
 
 
 @quick
-@given(ODD_NUMBERS, ODD_NUMBERS, st.sampled_from([True, False, None, "preset", "yes", 3, []]), st.sampled_from([None, "karras", "auto", "x", 5]))
+@given(
+    ODD_NUMBERS,
+    ODD_NUMBERS,
+    st.sampled_from([True, False, None, "preset", "yes", 3, []]),
+    st.sampled_from([None, "karras", "auto", "x", 5]),
+)
 def test_ways_to_ask_for_a_schedule(n, shift, karras, name):
     for steps, s in ((n, None), (5, shift)):
         options = {"flow_shift": s, "use_karras_sigmas": karras, "schedule": name, "scheduler_config": {}}

@@ -1,6 +1,6 @@
 """Ways to damage a checkpoint folder, each drawn from a seed.
 
-`mutate(folder, seed)` changes one thing in a folder and says what. Files are replaced, never written into: they may be hard links.
+`mutate(folder, seed)` changes one thing and says what. Files are replaced, never written into: they may be hard links.
 """
 
 import json
@@ -52,7 +52,20 @@ PAGE = b"<!DOCTYPE html><html><title>401 Unauthorized</title></html>\n"
 PICKLE = b"\x80\x04cposix\nsystem\n\x8c\x0btouch ranned\x85R."
 ODD = (
     *(None, True, False, 0, 1, -1, 2, 3, 0.5, -0.0, 1e308, -1e308, 5e-324, 10**30, -(10**30), 2**31, 2**63, 2**64),
-    *(float("nan"), float("inf"), float("-inf"), "", " ", "text", "1", "nan", "\x00", "\x1b[31mred\n\r\x07", "\u202egnp", "\ud800"),
+    *(
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "",
+        " ",
+        "text",
+        "1",
+        "nan",
+        "\x00",
+        "\x1b[31mred\n\r\x07",
+        "\u202egnp",
+        "\ud800",
+    ),
     *("a" * 100_000, "é" * 70, "日本語", "../../outside", "/etc/hostname", "~", "{{ 7*7 }}", "<script>alert(1)</script>", "%s%n"),
     *([], {}, [[]], [None], [1] * 5000, [0], ["a", 1], {"a": 1}, {"": None}, [1, [2, [3, [4]]]], {"a": {"a": {"a": {}}}}),
 )
@@ -137,7 +150,9 @@ def header_entry(folder: Path, rng: random.Random) -> Mutation:
     elif way == "same place":
         entries[two]["data_offsets"] = entry["data_offsets"]
     elif way == "rename":
-        entries[rng.choice([one.upper(), one + " ", "", "a" * 70_000, one[:-1], "\x1b[2J\n" + one, "../" + one])] = entries.pop(one)
+        entries[rng.choice([one.upper(), one + " ", "", "a" * 70_000, one[:-1], "\x1b[2J\n" + one, "../" + one])] = entries.pop(
+            one
+        )
     elif way == "swap":
         entries[one], entries[two] = entries[two], entries[one]
     elif way == "drop":
@@ -172,7 +187,11 @@ def not_finite(folder: Path, rng: random.Random) -> Mutation:
     entries.pop("__metadata__", None)
     one = rng.choice(list(entries))
     kind, (begin, stop) = entries[one]["dtype"], entries[one]["data_offsets"]
-    patterns = {"F32": (0x7FC00000, 0x7F800000, 0xFF800000, 0x7F800001), "F16": (0x7E00, 0x7C00, 0xFC00), "BF16": (0x7FC0, 0x7F80)}
+    patterns = {
+        "F32": (0x7FC00000, 0x7F800000, 0xFF800000, 0x7F800001),
+        "F16": (0x7E00, 0x7C00, 0xFC00),
+        "BF16": (0x7FC0, 0x7F80),
+    }
     width = 4 if kind == "F32" else 2
     at = begin + rng.randrange((stop - begin) // width) * width
     value = struct.pack("<I" if width == 4 else "<H", rng.choice(patterns[kind]))
@@ -227,8 +246,27 @@ def index_entry(folder: Path, rng: random.Random) -> Mutation:
     content = json.loads((folder / name).read_text())
     tensor = rng.choice(list(content["weight_map"]))
     shard = content["weight_map"][tensor]
-    places = ("../outside.safetensors", str(folder.parent / "outside.safetensors"), "", ".", "..", "config.json", INDEX, shard + "\0")
-    more = (f"./{shard}", f"../transformer/{shard}", "a" * 5000, "x/y.safetensors", f"..\\{shard}", "con", "~/x", "\ud800", "é.safetensors")
+    places = (
+        "../outside.safetensors",
+        str(folder.parent / "outside.safetensors"),
+        "",
+        ".",
+        "..",
+        "config.json",
+        INDEX,
+        shard + "\0",
+    )
+    more = (
+        f"./{shard}",
+        f"../transformer/{shard}",
+        "a" * 5000,
+        "x/y.safetensors",
+        f"..\\{shard}",
+        "con",
+        "~/x",
+        "\ud800",
+        "é.safetensors",
+    )
     other = rng.choice([*places, *more, *set(content["weight_map"].values())])
     content["weight_map"][tensor] = other
     replace(folder / name, json.dumps(content).encode())
@@ -342,7 +380,16 @@ def swap(folder: Path, rng: random.Random) -> Mutation:
 
 def extra(folder: Path, rng: random.Random) -> Mutation:
     """Files beside the right ones, which must stay unread."""
-    names = ("pytorch_model.bin", "model.pt", "modeling.py", "sitecustomize.py", "x.safetensors", "tokenizer.py", "config.json.bak", "added_tokens.json")
+    names = (
+        "pytorch_model.bin",
+        "model.pt",
+        "modeling.py",
+        "sitecustomize.py",
+        "x.safetensors",
+        "tokenizer.py",
+        "config.json.bak",
+        "added_tokens.json",
+    )
     where, name = rng.choice(["", *COMPONENTS, "text_tokenizer"]), rng.choice(names)
     (folder / where / name).write_bytes(rng.choice([PICKLE, b"import os; os.abort()", b"", b"{}"]))
     return Mutation("extra", (f"{where}/{name}",), f"{where}/{name}")
@@ -403,9 +450,13 @@ def bent_json(value: object, rng: random.Random) -> tuple[bytes, str, str]:
     elif way == "drop":
         del holder[step]
     elif way == "rename" and isinstance(holder, dict):
-        holder[rng.choice([str(step).upper(), f"{step} ", f"{step}_", "", str(step)[1:], "\u0430" + str(step)[1:]])] = holder.pop(step)
+        holder[rng.choice([str(step).upper(), f"{step} ", f"{step}_", "", str(step)[1:], "\u0430" + str(step)[1:]])] = holder.pop(
+            step
+        )
     elif way == "unknown" and isinstance(holder, dict):
-        holder[rng.choice(["auto_map", "trust_remote_code", "_class_name", "__class__", "x", "tokenizer_class", "custom_pipelines"])] = rng.choice(ODD)
+        holder[
+            rng.choice(["auto_map", "trust_remote_code", "_class_name", "__class__", "x", "tokenizer_class", "custom_pipelines"])
+        ] = rng.choice(ODD)
     elif way == "wrap":
         holder[step] = [old]
     elif way != "repeat":

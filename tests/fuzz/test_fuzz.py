@@ -1,9 +1,9 @@
-"""Thousands of damaged checkpoints: each is refused in one clear line, or gives what the good one gives; nothing else ever happens.
+"""Damaged checkpoints by the hundred: each is refused in one clear line, or gives what the good one gives; nothing else happens.
 
     COSMOS3_FUZZ_CASES=5000 COSMOS3_FUZZ_FIRST=0 python -m pytest tests/fuzz      more cases, other seeds
 
-Where the damage is a change that no reader can know from a wish (another `rope_theta`, another prompt, a bit of a weight), another
-result is right too; `may_differ` lists those. `python tests/fuzz/worker.py FOLDER SEED 1` repeats one case.
+Where the damage is a change that no reader can know from a wish (another `rope_theta`, another prompt, a bit of a weight),
+another result is right too; `may_differ` lists those. `python tests/fuzz/worker.py FOLDER SEED 1` repeats one case.
 """
 
 import json
@@ -21,11 +21,28 @@ HERE = Path(__file__).parent
 
 # Settings of which every value in range is another model, or another default.
 FREE = {
-    "transformer/config.json": {"rope_theta", "rms_norm_eps", "timestep_scale", "base_fps", "enable_fps_modulation", "mrope_section"}
+    "transformer/config.json": {
+        "rope_theta",
+        "rms_norm_eps",
+        "timestep_scale",
+        "base_fps",
+        "enable_fps_modulation",
+        "mrope_section",
+    }
     | {"unified_3d_mrope_temporal_modality_margin", "rope_scaling", "rope_axes_dim"},
     "vae/config.json": {"latents_mean", "latents_std"},
     "scheduler/scheduler_config.json": {"use_karras_sigmas", "sigma_min", "sigma_max", "flow_shift"},
-    "cosmos3_lab.json": {"defaults", "num_frames", "height", "width", "fps", "num_inference_steps", "example_prompts", "name", ""},
+    "cosmos3_lab.json": {
+        "defaults",
+        "num_frames",
+        "height",
+        "width",
+        "fps",
+        "num_inference_steps",
+        "example_prompts",
+        "name",
+        "",
+    },
 }
 WHOLLY_FREE = ("assets/negative_prompt.json", "assets/latent_preview.json")  # any text, any numbers
 TOKENIZER = "text_tokenizer/"  # another vocabulary, other merges, another template around the prompt
@@ -65,13 +82,19 @@ def cases(tmp_path_factory):
     limit = 120 + CASES  # seconds; a case takes a twentieth of one
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print too
-    assert done.returncode == 0, f"the process died in case {lines[-1]['seed'] + 1 if len(lines) > 1 else FIRST}: {done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"the process died in case {lines[-1]['seed'] + 1 if len(lines) > 1 else FIRST}: {done.stderr[-2000:]}"
+    )
     assert len(lines) == CASES + 1
     return lines[1:]
 
 
 def test_every_case_is_refused_or_gives_the_same(cases):
-    wrong = [c for c in cases if c["outcome"] not in ("refused", "same") and not (c["outcome"] in ("other", "stopped") and may_differ(c))]
+    wrong = [
+        c
+        for c in cases
+        if c["outcome"] not in ("refused", "same") and not (c["outcome"] in ("other", "stopped") and may_differ(c))
+    ]
     assert not wrong, json.dumps(wrong[0], indent=1)
 
 

@@ -15,14 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from mutations import mutate
 
-from cosmos3_lab import Cosmos3Processor, default_negative_prompt, generate, inspect_checkpoint, load_cosmos3, schedule_from_config
+from cosmos3_lab import (
+    default_negative_prompt,
+    generate,
+    inspect_checkpoint,
+    load_cosmos3,
+    schedule_from_config,
+)
 from cosmos3_lab.preview import latent_preview
 from cosmos3_lab.random_checkpoint import RECIPES, write_random_checkpoint
 from cosmos3_lab.sound_avae import SoundAVAEConfig
 from cosmos3_lab.video_vae import VideoVAEConfig
 from cosmos3_lab.weights import CheckpointError
-from mutations import mutate
 
 SECONDS = 10  # for one case; a good checkpoint takes a tenth of a second
 ROOM = 3 * 2**30  # bytes of address space beyond what the process has when it begins
@@ -34,9 +40,26 @@ def write_small(folder: Path) -> Path:
     tiny = RECIPES["tiny"]
     RECIPES["fuzz"] = replace(
         tiny,
-        transformer=replace(tiny.transformer, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16),
-        vae=VideoVAEConfig(base_dim=4, decoder_base_dim=4, z_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1, latents_mean=(0.1,) * 8, latents_std=(0.9,) * 8),
-        sound=SoundAVAEConfig(vocoder_input_dim=4, dec_dim=2, dec_c_mults=(1, 1), dec_strides=(4, 5), hop_size=20, sampling_rate=500),
+        transformer=replace(
+            tiny.transformer,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+        ),
+        vae=VideoVAEConfig(
+            base_dim=4,
+            decoder_base_dim=4,
+            z_dim=8,
+            dim_mult=(1, 1, 1, 1),
+            num_res_blocks=1,
+            latents_mean=(0.1,) * 8,
+            latents_std=(0.9,) * 8,
+        ),
+        sound=SoundAVAEConfig(
+            vocoder_input_dim=4, dec_dim=2, dec_c_mults=(1, 1), dec_strides=(4, 5), hop_size=20, sampling_rate=500
+        ),
         shard_bytes=20_000,
         defaults={"num_frames": 5, "height": 32, "width": 48, "fps": 16, "num_inference_steps": 1},
     )
@@ -53,12 +76,30 @@ def observe(folder: Path) -> str:
     digest = hashlib.sha256()
     with load_cosmos3(folder, device="cpu", load_encoder=True) as models:
         d = models.defaults
-        run = generate(models, "a ball", with_sound=models.avae is not None, progress=False, num_frames=1, num_inference_steps=1, height=32, width=48, guidance_scale=2.0, seed=1, preset="native", fps=16)
+        run = generate(
+            models,
+            "a ball",
+            with_sound=models.avae is not None,
+            progress=False,
+            num_frames=1,
+            num_inference_steps=1,
+            height=32,
+            width=48,
+            guidance_scale=2.0,
+            seed=1,
+            preset="native",
+            fps=16,
+        )
         preview = latent_preview(models)
         schedule = None
         if models.configs.scheduler is not None:
             schedule = schedule_from_config(models.configs.scheduler, 3)
-    for tensor in (run.latents.video, run.latents.sound, *(preview.weight, preview.bias), *([] if schedule is None else [schedule.sigmas])):
+    for tensor in (
+        run.latents.video,
+        run.latents.sound,
+        *(preview.weight, preview.bias),
+        *([] if schedule is None else [schedule.sigmas]),
+    ):
         digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
     digest.update(run.output.frames.tobytes() + (b"" if run.output.waveform is None else run.output.waveform.tobytes()))
     digest.update(repr((replace(d, name=""), default_negative_prompt(folder).text)).encode("utf-8", "backslashreplace"))
@@ -78,10 +119,26 @@ class Watch:
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             path, mode, flags = os.fsdecode(args[0]), args[1], args[2]
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else False
-            elsewhere = self.folder not in path and not path.startswith((sys.prefix, sys.base_prefix, "/usr", "/proc/self", "/sys", "<"))
-            if writes or (elsewhere and "cosmos3_lab" not in path) or path.startswith(self.folder) and path.endswith((".py", ".bin", ".pt")):
+            elsewhere = self.folder not in path and not path.startswith(
+                (sys.prefix, sys.base_prefix, "/usr", "/proc/self", "/sys", "<")
+            )
+            if (
+                writes
+                or (elsewhere and "cosmos3_lab" not in path)
+                or path.startswith(self.folder)
+                and path.endswith((".py", ".bin", ".pt"))
+            ):
                 self.seen.append(f"open {path} {mode}")
-        elif event.split(".")[0] in ("subprocess", "socket", "pickle", "ctypes_", "shutil", "ftplib", "urllib", "webbrowser") or event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "marshal.load"):
+        elif event.split(".")[0] in (
+            "subprocess",
+            "socket",
+            "pickle",
+            "ctypes_",
+            "shutil",
+            "ftplib",
+            "urllib",
+            "webbrowser",
+        ) or event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "marshal.load"):
             self.seen.append(f"{event} {str(args)[:80]}")
         elif event == "import" and args[1] is not None and self.folder in str(args[1]):
             self.seen.append(f"import {args[:2]}")
@@ -95,7 +152,13 @@ def one(pristine: Path, seed: int, watch: Watch, good: str) -> dict:
     (room / "outside.safetensors").write_bytes(b"secret")
     try:
         mutation = mutate(folder, seed)
-        told = {"seed": seed, "kind": mutation.kind, "files": mutation.files, "detail": mutation.detail[:200], "key": mutation.key[:80]}
+        told = {
+            "seed": seed,
+            "kind": mutation.kind,
+            "files": mutation.files,
+            "detail": mutation.detail[:200],
+            "key": mutation.key[:80],
+        }
         begin = time.perf_counter()
         watch.seen.clear()
         watch.folder, watch.on = str(room), True
@@ -108,7 +171,7 @@ def one(pristine: Path, seed: int, watch: Watch, good: str) -> dict:
             told["outcome"], told["message"] = "refused", str(error)
         except FloatingPointError as error:
             told["outcome"], told["message"] = "stopped", str(error)
-        except BaseException as error:  # noqa: BLE001  (everything else is what we look for)
+        except BaseException as error:
             told["outcome"], told["message"] = "bug", f"{type(error).__name__}: {error}"[:600]
             import traceback
 
