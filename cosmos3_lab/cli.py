@@ -1,4 +1,4 @@
-"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's script, what a run needs, and a look at a checkpoint and at the machine."""
+"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's script, what a run needs, and looks at a checkpoint and a machine."""
 
 import shlex
 import time

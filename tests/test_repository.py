@@ -122,7 +122,7 @@ def test_every_import_is_a_dependency():
     """What the package imports is declared, and what is declared is imported."""
     names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
-    names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow", "packaging": "packaging"}
+    names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow", "packaging": "packaging", "jinja2": "jinja2"}
     lab = {"IPython": "jupyterlab", "ipywidgets": "ipywidgets"}  # the extra; IPython comes with both
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {m for p in (ROOT / "cosmos3_lab").rglob("*.py") for m in pattern.findall(p.read_text(encoding="utf-8"))}
@@ -130,7 +130,7 @@ def test_every_import_is_a_dependency():
     assert third_party == {*names, *lab}
     assert {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["optional-dependencies"]["lab"]} == set(lab.values())
     declared = {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["dependencies"]}
-    assert declared == set(names.values()) | {"jinja2"}  # jinja2 renders the chat template for transformers
+    assert declared == set(names.values())
 
 
 def test_nothing_large_and_no_outputs_in_git():

@@ -279,7 +279,7 @@ def test_widgets_escape_what_they_show(tiny, hostile_run, monkeypatch, tmp_path)
     for name, value in {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "with_sound": True}.items():
         panel.settings[name].value = value
     panel.run.click()
-    assert panel.job.join(60)
+    assert panel.job.join(60.0)
     assert panel.job.error is None
     boxes = [view, panel, widgets.guidance_lens(run.records), widgets.latent_viewer(run.records, preview)]
     shown = [part for box in boxes for part in everything_in(box)]
