@@ -211,8 +211,6 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
             text = read_text(file, most=MAX_TOKENIZER) if has_file(file) else ""
             if file.suffix == ".json":
                 parse_object(text, f"{file}")
-            elif file.suffix == ".jinja":
-                _check_template(text, file)
     from transformers import AutoTokenizer
 
     try:
@@ -228,6 +226,9 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
     lacking = [what for what, there in has.items() if not there]
     if lacking:
         raise CheckpointError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
+    templates = tokenizer.chat_template  # from whichever file; some tokenizers have several, by name
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        _check_template(template, folder)
     try:
         tried = tokenizer.apply_chat_template([{"role": "user", "content": "\ue000"}], tokenize=False)
     except Exception as error:  # whatever a broken Jinja template raises
@@ -244,18 +245,19 @@ TEMPLATE_LIMIT = 65_536
 GREEDY = {"range", "lipsum", "*", "**"}
 
 
-def _check_template(text: str, file: Path) -> None:
+def _check_template(text: object, folder: Path) -> None:
     from jinja2 import Environment, TemplateError
 
-    if len(text) > TEMPLATE_LIMIT:
-        raise CheckpointError(f"{file} has {len(text)} characters, expected at most {TEMPLATE_LIMIT}; it is no chat template")
+    whose = f"the chat template in {folder}"
+    if not isinstance(text, str) or len(text) > TEMPLATE_LIMIT:
+        raise CheckpointError(f"{whose} is not a text of at most {TEMPLATE_LIMIT} characters; copy it again from the checkpoint")
     try:
         greedy = [value for _, kind, value in Environment().lex(text) if kind in ("name", "operator") and value in GREEDY]
-        greedy += re.findall(r"\d{6,}", text)  # widths to pad to
     except TemplateError as error:
-        raise CheckpointError(f"the chat template {file} does not work ({error}); copy it again from the checkpoint") from error
+        raise CheckpointError(f"{whose} does not work ({error}); copy it again from the checkpoint") from error
+    greedy += re.findall(r"\d{6,}", text)  # widths to pad to
     if greedy:
-        raise CheckpointError(f"the chat template {file} uses {greedy[0]!r}, which no chat needs and which can fill the memory")
+        raise CheckpointError(f"{whose} uses {greedy[0]!r}, which no chat needs and which can fill the memory")
 
 
 Span = tuple[int, str]  # start in the rendered text, role of what follows

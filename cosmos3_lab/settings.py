@@ -147,8 +147,9 @@ def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
         sound = SoundAVAEConfig.from_dict(_read_config(folder, "sound_tokenizer")) if has_sound else None
         defaults = _read_defaults(folder / "cosmos3_lab.json", vae)
     except ValueError as error:
-        whole = isinstance(error, CheckpointError) and str(folder) in str(error)
-        raise error if whole else CheckpointError(f"{folder}: {error}") from error
+        if isinstance(error, CheckpointError) and str(folder) in str(error):  # names its file in full
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error
     pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
     if sound is not None and transformer.sound_gen:
         rate = sound.sampling_rate / sound.hop_size

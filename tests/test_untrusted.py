@@ -337,7 +337,15 @@ GREEDY = (
 def test_templates_that_fill_the_memory_are_refused_unrun(folder, template):
     file = folder / "text_tokenizer" / "chat_template.jinja"
     rewrite(file, template + file.read_text())
-    refused(str(file), call=lambda: Cosmos3Processor(folder / "text_tokenizer"))
+    refused("chat template", call=lambda: Cosmos3Processor(folder / "text_tokenizer"))
+
+
+def test_a_template_may_not_hide_in_another_file(folder):
+    config = folder / "text_tokenizer" / "tokenizer_config.json"
+    file = folder / "text_tokenizer" / "chat_template.jinja"
+    rewrite(config, json.dumps(json.loads(config.read_text()) | {"chat_template": GREEDY[0] + file.read_text()}))
+    file.unlink()
+    refused("chat template", "'range'", call=lambda: Cosmos3Processor(folder / "text_tokenizer"))
 
 
 @pytest.mark.parametrize(
