@@ -35,7 +35,7 @@ from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.selftest import StageResult, self_test
 
 State = Literal["ok", "note", "bad"]
-LEAST_MEMORY = 1.5 * GIB  # pico, PyTorch and a default clip
+LEAST_MEMORY = 1.0 * GIB  # a process that makes pico's default clip has 0.6
 LEAST_DISK = 0.2 * GIB
 NANO_DISK = 36 * GIB
 

@@ -465,4 +465,4 @@ def bent_json(value: object, rng: random.Random) -> tuple[bytes, str, str]:
     if way == "repeat" and isinstance(value, dict) and value:
         name = rng.choice(list(value))
         key, text = name, text[:-1] + f", {json.dumps(name)}: {json.dumps(rng.choice(ODD))}}}"
-    return text.encode("utf-8", "surrogatepass"), f"{said} -> {text[:0]}", key
+    return text.encode("utf-8", "surrogatepass"), said, key
