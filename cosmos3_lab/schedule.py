@@ -35,6 +35,7 @@ MAX_STEPS = 1000
 
 # Settings of scheduler_config.json that decide what the numbers mean; any other value would be another sampler.
 SUPPORTED_SCHEDULER: dict[str, Any] = {
+    "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,

@@ -13,8 +13,17 @@ from checks import refused
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from cosmos3_lab import CheckpointError, Cosmos3Processor, generate, inspect_checkpoint, load_cosmos3, weights
+from cosmos3_lab import (
+    CheckpointError,
+    Cosmos3Processor,
+    generate,
+    inspect_checkpoint,
+    load_cosmos3,
+    schedule_from_config,
+    weights,
+)
 from cosmos3_lab.cli import app
+from cosmos3_lab.settings import read_configs
 from cosmos3_lab.untrusted import LONGEST, MAX_TEXT, has_file, has_folder, one_line, parse_object, read_json, read_text
 from cosmos3_lab.weights import INDEX, SINGLE, find_tensors, read_header
 
@@ -302,6 +311,22 @@ def test_a_config_in_the_prompts_place_is_refused(folder):
     (folder / "assets").mkdir()
     shutil.copy2(folder / "model_index.json", folder / "assets" / "negative_prompt.json")
     assert "swapped" in " ".join(inspect_checkpoint(folder).problems)
+
+
+def test_a_config_in_the_schedulers_place_is_refused(folder):
+    """With diffusers' defaults for what it lacks it would be a schedule, and not Nano's."""
+    shutil.copy2(folder / "model_index.json", folder / "scheduler" / "scheduler_config.json")
+    configs = read_configs(folder)
+    refused("_class_name", "UniPCMultistepScheduler", call=lambda: schedule_from_config(configs.scheduler, 9))
+
+
+@pytest.mark.parametrize(
+    ("component", "key"), [("transformer", "hidden_size"), ("vae", "base_dim"), ("sound_tokenizer", "dec_dim")]
+)
+def test_layers_that_cannot_exist_name_the_config(folder, component, key):
+    path = folder / component / "config.json"
+    rewrite(path, json.dumps(json.loads(path.read_text()) | {key: 2**31}))
+    refused(component, call=lambda: load(folder, load_encoder=True))
 
 
 def test_a_config_in_the_defaults_place_is_refused(folder):
