@@ -45,7 +45,7 @@ from cosmos3_lab.unipc import (
     unipc_restart,
     unipc_step,
 )
-from cosmos3_lab.weights import CheckpointError
+from cosmos3_lab.untrusted import CheckpointError
 from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
 from cosmos3_lab.inspection import inspect_checkpoint
 from cosmos3_lab.denoise import (

@@ -13,9 +13,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from cosmos3_lab.configs import check_choice, whole_number
+from cosmos3_lab.sizes import check_fps
+from cosmos3_lab.untrusted import CheckpointError, has_file, read_json
+
 Metadata = Literal["inject", "sentences", "none"]
 NegativeMetadata = Literal["none", "same", "inverse"]
 NegativeDefault = Literal["structured", "empty"]
+
+LONGEST_PROMPT = 100_000  # characters; the time that attention takes grows with the square
+LONGEST_NEGATIVE = 40_000  # characters of a checkpoint's negative prompt; every step attends to all of them
 
 DURATION = "The video is {duration:.1f} seconds long and is of {fps:.0f} FPS."
 RESOLUTION = "This {medium} is of {height}x{width} resolution."  # height first, as the model was trained
@@ -72,18 +79,19 @@ def default_negative_prompt(checkpoint_dir: str | Path) -> NegativePrompt:
         checkpoint_dir: the checkpoint folder; its `assets/negative_prompt.json` is used when it is there.
 
     Raises:
-        ValueError: the file is not a JSON object.
+        CheckpointError: the file is not a JSON object, or a very long one.
     """
     path = Path(checkpoint_dir) / "assets" / "negative_prompt.json"
-    if path.is_file():
-        content, source = path.read_bytes(), f"the checkpoint's {path.parent.name}/{path.name}"
+    if has_file(path):
+        fields, source = read_json(path), f"the checkpoint's {path.parent.name}/{path.name}"
     else:
         content = resources.files("cosmos3_lab").joinpath("negative_prompt.json").read_bytes()
-        source = "the lab's own structured negative prompt"
-    fields = _json_object(content)
-    if fields is None:
-        raise ValueError(f"{path} is not a JSON object; mend or remove the file")
+        fields, source = json.loads(content), "the lab's own structured negative prompt"
+    if "_class_name" in fields:
+        raise CheckpointError(f"{path} is the config of a {fields['_class_name']!r}, not a prompt; files were swapped")
     text = json.dumps(fields)
+    if len(text) > LONGEST_NEGATIVE:
+        raise CheckpointError(f"{path} has {len(text)} characters, expected at most {LONGEST_NEGATIVE}; mend or remove the file")
     return NegativePrompt(text, source, sha256(text.encode()).hexdigest() == REFERENCE_NEGATIVE_SHA256)
 
 
@@ -119,9 +127,36 @@ def cosmos3_generation_caption(
         metadata: "inject" (PhyAI, NVIDIA) writes fields into a JSON object and sentences behind plain text; "sentences"
             (diffusers) always writes sentences; "none" leaves the prompt as it is.
         aspect_ratio: for JSON prompts, such as "16,9"; left out when None.
+
+    Raises:
+        ValueError: the prompt is not text, or a number cannot be one of a clip.
     """
-    segments = positive_segments(prompt, Clip(num_frames, height, width, fps), metadata, aspect_ratio)
+    check_text("prompt", prompt)
+    check_choice("metadata", metadata, Metadata)
+    check_fps(fps)
+    size = (whole_number(name, n) for name, n in (("num_frames", num_frames), ("height", height), ("width", width)))
+    segments = positive_segments(prompt, Clip(*size, fps), metadata, aspect_ratio)
     return "".join(s.text for s in segments)
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what is not text that a tokenizer can read.
+
+    Args:
+        name: what it is, for the message.
+        text: given.
+
+    Raises:
+        ValueError: not a `str`, with half of a surrogate pair in it, or very long.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"got a {name} of type {type(text).__name__}, expected text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"got a {name} that is not text: character {error.start} is half of a surrogate pair") from error
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"got a {name} of {len(text)} characters, expected at most {LONGEST_PROMPT}; shorten it")
 
 
 def _sentences(clip: Clip, duration: str, resolution: str, *, medium: str) -> str:

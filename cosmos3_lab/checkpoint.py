@@ -10,10 +10,10 @@ Read next: `denoise.py`.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -35,14 +35,16 @@ from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import MediaSpec
 from cosmos3_lab.sound_avae import SoundAVAE
 from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, UNDLayer
+from cosmos3_lab.untrusted import CheckpointError
 from cosmos3_lab.video_vae import VideoVAE, use_channels_last
-from cosmos3_lab.weights import CheckpointError, Sources, check_weights, find_tensors, fingerprint, load_weights, without
+from cosmos3_lab.weights import Sources, check_weights, find_tensors, fingerprint, load_weights, without
 
 # Prefixes of tensors that the file may hold and that generation never uses. "norm." is UND's final norm, not norm_moe_gen.
 SKIP_TRANSFORMER = ("lm_head.", "norm.", "action_")
 SKIP_SOUND_HEADS = ("audio_",)
 SKIP_VAE_ENCODER = ("encoder.", "quant_conv.")
 SKIP_AVAE_ENCODER = ("encoder.",)
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,13 +271,17 @@ def plan_components(
     Raises:
         CheckpointError: the configs ask for sizes that no tensor can have.
     """
-    try:
-        with torch.device("meta"):
-            transformer = Cosmos3Transformer(configs.transformer, with_sound=with_sound)
-            vae = VideoVAE(configs.vae, with_encoder=with_encoder)
-            avae = SoundAVAE(configs.sound, with_encoder=with_sound_encoder) if with_sound else None
-    except (RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"the config files ask for layers that cannot exist: {error}") from error
+
+    def build(component: str, make: Callable[..., M], *args: Any, **options: bool) -> M:  # noqa: ANN401  (a config)
+        try:
+            with torch.device("meta"):
+                return make(*args, **options)
+        except (RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"{component}/config.json asks for layers that cannot exist: {error}") from error
+
+    transformer = build("transformer", Cosmos3Transformer, configs.transformer, with_sound=with_sound)
+    vae = build("vae", VideoVAE, configs.vae, with_encoder=with_encoder)
+    avae = build("sound_tokenizer", SoundAVAE, configs.sound, with_encoder=with_sound_encoder) if with_sound else None
     parts = {
         # The file's names lack the tower's name in front.
         "transformer": Part(

@@ -1,4 +1,4 @@
-"""`cosmos3-lab generate | plan | inspect`: PhyAI's example script, what a run needs, and a look into a checkpoint folder."""
+"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's script, what a run needs, and looks at a checkpoint and a machine."""
 
 import shlex
 import time
@@ -16,6 +16,7 @@ from rich.table import Table
 from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import load_cosmos3
 from cosmos3_lab.costs import NANO_TEXT_TOKENS, nano_configs, parse_size
+from cosmos3_lab.doctor import examine, findings_table, verdict
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, run_request
 from cosmos3_lab.inspection import inspect_checkpoint
@@ -167,10 +168,15 @@ def plan(
 
 
 @app.command()
-def inspect(folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None) -> None:
+def inspect(
+    folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read all weights: NaN, and SHA-256 where the hub's tools noted it.")
+    ] = False,
+) -> None:
     """Say what a checkpoint folder holds, what a run needs of it, and what is missing; exit code 1 if it cannot be loaded."""
     with _one_line_errors():
-        report = inspect_checkpoint(folder)
+        report = inspect_checkpoint(folder, deep=deep)
     console.print(f"{escape(str(report.folder))}: {', '.join(report.present) or 'no component'}", highlight=False, soft_wrap=True)
     table = Table("tensors", "count", "parameters", "GB", "dtype", "read for")
     for g in report.groups:
@@ -195,6 +201,20 @@ def inspect(folder: Annotated[str | None, typer.Argument(**CHECKPOINT)] = None) 
     for problem in report.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    checkpoint: Annotated[str | None, typer.Option(**CHECKPOINT)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Look at this machine and try every stage of the model against stored numbers; exit code 1 if something does not work."""
+    findings = list(examine(checkpoint, device=device))
+    console.print(findings_table(findings))
+    result = verdict(findings)
+    console.print(f"[{'red' if result.state == 'bad' else 'green'}]{escape(result.text)}[/]", highlight=False, soft_wrap=True)
+    if result.state == "bad":
         raise typer.Exit(1)
 
 

@@ -12,9 +12,11 @@ from cosmos3_lab.checkpoint import (
     SKIP_VAE_ENCODER,
     plan_components,
 )
+from cosmos3_lab.scan import scan
 from cosmos3_lab.schedule import schedule_from_config
 from cosmos3_lab.settings import COMPONENTS, REQUIRED, CheckpointConfigs, Defaults, checkpoint_folder, read_configs
-from cosmos3_lab.weights import CheckpointError, TensorInfo, check_weights, find_tensors, without
+from cosmos3_lab.untrusted import CheckpointError
+from cosmos3_lab.weights import TensorInfo, check_weights, find_tensors, without
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ TRANSFORMER_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 GEN_LEAVES = ("_moe_gen", ".add_", ".to_add_out", ".norm_added_")
 
 
-def inspect_checkpoint(folder: str | Path | None = None) -> CheckpointReport:
+def inspect_checkpoint(folder: str | Path | None = None, *, deep: bool = False) -> CheckpointReport:
     """Look into a checkpoint folder without loading it.
 
     Args:
         folder: in the Cosmos3-Nano layout, complete or not; None and "pico" as in `load_cosmos3`.
+        deep: whether to read all weights too, see `scan`.
 
     Raises:
         CheckpointError: it is not a folder at all.
@@ -107,6 +110,8 @@ def inspect_checkpoint(folder: str | Path | None = None) -> CheckpointReport:
             notes = _notes(folder, configs)
         except ValueError as error:  # a broken negative prompt
             problems.append(str(error))
+    if deep:
+        problems += scan(folder, (info for component in tensors.values() for info in component.values()))
     defaults = None if configs is None else configs.defaults
     has_sound = configs is not None and configs.has_sound
     return CheckpointReport(folder, present, tuple(groups), tuple(problems), tuple(notes), defaults, has_sound)

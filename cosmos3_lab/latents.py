@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmos3_lab.configs import check_choice
+from cosmos3_lab.configs import check_choice, whole_number
 from cosmos3_lab.showing import Shown
 
 
@@ -56,6 +56,7 @@ class Latents(Shown):
 
 
 NoiseSource = Literal["numpy", "torch"]
+LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 def init_latents(
@@ -86,8 +87,7 @@ def init_latents(
     Raises:
         ValueError: the seed is out of range, or there is no such source.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"got seed {seed}, expected an integer from 0 to 4294967295")
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
     check_choice("noise_source", noise_source, NoiseSource)
     draw = _numpy_draw(seed) if noise_source == "numpy" else _torch_draw(seed)
     video = draw((1, channels, *video_shape))

@@ -8,6 +8,7 @@ Read next: `generate.py`.
 from pathlib import Path
 
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.configs import real_number
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset, get_preset
 from cosmos3_lab.prompt import Cosmos3Processor
@@ -49,7 +50,7 @@ def prepare_request(
         "num_frames": effective_num_frames(frames, temporal=media.temporal),
         "height": defaults.height if height is None else height,
         "width": defaults.width if width is None else width,
-        "fps": float(defaults.fps if fps is None else fps),
+        "fps": real_number("fps", defaults.fps if fps is None else fps),
     }
     pixel_to_latent_shape(
         size["num_frames"], size["height"], size["width"], temporal=media.temporal, spatial=media.spatial
@@ -61,7 +62,7 @@ def prepare_request(
         **size,
         with_sound=with_sound,
         num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
         seed=seed,
         noise=noise,
         media=media,

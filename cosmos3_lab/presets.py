@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_origin
 
 from cosmos3_lab.captions import Metadata, NegativeDefault, NegativeMetadata
-from cosmos3_lab.configs import check_choice
+from cosmos3_lab.configs import check_choice, real_number, shown
 from cosmos3_lab.latents import NoiseSource
 from cosmos3_lab.schedule import (
     FLOW_VARIANTS,
@@ -111,8 +111,8 @@ def get_preset(preset: str | Preset) -> Preset:
     """
     if isinstance(preset, Preset):
         return preset
-    if preset not in PRESETS:
-        raise ValueError(f"got preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ValueError(f"got preset {shown(preset)}, expected one of {', '.join(PRESETS)}")
     return PRESETS[preset]
 
 
@@ -154,6 +154,7 @@ def resolve_schedule(
     Raises:
         ValueError: two choices contradict each other, or "auto" has no file to read.
     """
+    flow_shift = None if flow_shift is None else real_number("flow_shift", flow_shift)
     if isinstance(schedule, Schedule):
         if flow_shift is not None or use_karras_sigmas != "preset":
             raise ValueError("got a finished Schedule and also flow_shift or use_karras_sigmas, expected one of the two")

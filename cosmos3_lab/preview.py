@@ -13,6 +13,7 @@ Read next: `latent_figures.py`.
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
 from cosmos3_lab.denoise import denoise, prepare_denoise
 from cosmos3_lab.files import replacing
 from cosmos3_lab.prepare import prepare_request
+from cosmos3_lab.untrusted import CheckpointError, has_file, read_json
 from cosmos3_lab.video_vae import VideoVAE, iter_decode_video
 
 FILE = Path("assets") / "latent_preview.json"
@@ -79,10 +81,10 @@ def latent_preview(models: Cosmos3Models) -> LatentPreview:
         models: from `load_cosmos3`, not closed.
 
     Raises:
-        ValueError: the file does not fit the checkpoint's latents.
+        CheckpointError: the file does not fit the checkpoint's latents.
     """
     path = models.folder / FILE
-    if path.is_file():
+    if has_file(path):
         return read_preview(path, channels=models.media.channels)
     models.place("decode")
     return fit_latent_preview(models.vae, smooth_latents(models.media.channels))
@@ -187,17 +189,17 @@ def read_preview(path: str | Path, *, channels: int) -> LatentPreview:
         channels: C of the checkpoint's latents.
 
     Raises:
-        ValueError: it is not a map, or one for another number of channels.
+        CheckpointError: it is not a map, or one for another number of channels.
     """
+    values = read_json(Path(path))
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
         weight, bias = (torch.tensor(values[name], dtype=torch.float32) for name in ("weight", "bias"))
         r2 = float(values["r2"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no latent preview ({error}); delete it or make it again") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path} holds no latent preview ({error}); delete it or make it again") from error
     shapes = tuple(weight.shape), tuple(bias.shape)
-    if shapes != ((2, 3, channels), (2, 3)) or not (weight.isfinite().all() and bias.isfinite().all()):
-        raise ValueError(
+    if shapes != ((2, 3, channels), (2, 3)) or not (weight.isfinite().all() and bias.isfinite().all() and math.isfinite(r2)):
+        raise CheckpointError(
             f"{path} has weight and bias of shapes {shapes}, expected finite numbers of (2, 3, {channels}) and (2, 3)"
         )
     return LatentPreview(weight, bias, r2)

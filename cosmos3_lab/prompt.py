@@ -7,6 +7,7 @@ negative prompt goes the same way with rules of its own.
 Read next: `request.py` (what else is asked for), `transformer.py` (what reads the ids).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,18 @@ from cosmos3_lab.captions import (
     NegativeDefault,
     NegativeMetadata,
     Segment,
+    check_text,
     negative_segments,
     positive_segments,
     resolve_negative_prompt,
 )
-from cosmos3_lab.configs import check_choice
+from cosmos3_lab.configs import check_choice, whole_number
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import check_fps, effective_num_frames
+from cosmos3_lab.untrusted import CheckpointError, has_file, parse_object, read_text
 
 VISION_START = "<|vision_start|>"
+MAX_TOKENIZER = 64_000_000  # bytes of a file; Nano's have 11 million
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,8 @@ class Cosmos3Processor:
         temporal: video frames per latent frame.
 
     Raises:
-        ValueError: the folder holds no tokenizer that this needs, a size is not positive, or there is no such choice.
+        CheckpointError: the folder holds no tokenizer that this needs.
+        ValueError: a size is not positive, or there is no such choice.
     """
 
     def __init__(
@@ -99,9 +104,10 @@ class Cosmos3Processor:
         check_choice("metadata", metadata, Metadata)
         check_choice("negative_metadata", negative_metadata, NegativeMetadata)
         check_choice("negative_default", negative_default, NegativeDefault)
-        if height < 1 or width < 1:
-            raise ValueError(f"got a size of {height}x{width} pixels, expected numbers above 0")
-        self.clip = Clip(effective_num_frames(num_frames, temporal=temporal), height, width, fps)
+        height, width = whole_number("height", height), whole_number("width", width)
+        if system_prompt is not None:
+            check_text("system prompt", system_prompt)
+        self.clip = Clip(effective_num_frames(num_frames, temporal=temporal), height, width, float(fps))
         self.aspect_ratio = aspect_ratio
         self.checkpoint_dir = Path(tokenizer_dir).parent
         self.system_prompt = system_prompt
@@ -137,7 +143,7 @@ class Cosmos3Processor:
         Raises:
             ValueError: the prompt is empty, or is not text.
         """
-        _check_text(prompt)
+        check_text("prompt", prompt)
         if not prompt.strip():
             raise ValueError("got an empty prompt, expected a description of the video, for example 'a red ball bounces'")
         return positive_segments(prompt, self.clip, self.metadata, self.aspect_ratio)
@@ -145,7 +151,7 @@ class Cosmos3Processor:
     def negative_segments(self, negative_prompt: str | None = None) -> tuple[Segment, ...]:
         """The negative user text in pieces; None is this processor's default, "" is empty."""
         text = resolve_negative_prompt(negative_prompt, self.negative_default, self.checkpoint_dir).text
-        _check_text(text)
+        check_text("negative prompt", text)
         return negative_segments(text, self.clip, self.negative_metadata)
 
     def render(self, system: str | None, user: str) -> str:
@@ -194,25 +200,24 @@ def token_table(processor: Cosmos3Processor, prompt: str | None = None, *, negat
     return rows + [TokenRow(len(rows) + i, token, text, "boundary") for i, (token, text) in enumerate(boundary)]
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"got a prompt that is not text: character {error.start} is half of a surrogate pair") from error
-
-
 # ------------------------------------------------------------------------------------------------------ tokenizer
 
 
 def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers tokenizer; importing its class would be slow)
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"got {folder}, expected a checkpoint's text_tokenizer folder with a tokenizer.json in it")
+    if not folder.is_dir() or not has_file(folder / "tokenizer.json"):
+        raise CheckpointError(f"got {folder}, expected a checkpoint's text_tokenizer folder with a tokenizer.json in it")
+    for file in folder.iterdir():  # the library reads several, and would take anything for them
+        if file.suffix in (".json", ".jinja", ".txt"):
+            text = read_text(file, most=MAX_TOKENIZER) if has_file(file) else ""
+            if file.suffix == ".json":
+                parse_object(text, f"{file}")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer("a word", add_special_tokens=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot read
-        raise ValueError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
+        raise CheckpointError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
     has = {
         "an end-of-text token": tokenizer.eos_token is not None,
         f"the token {VISION_START}": VISION_START in tokenizer.get_vocab(),
@@ -220,14 +225,39 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
     }
     lacking = [what for what, there in has.items() if not there]
     if lacking:
-        raise ValueError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
+        raise CheckpointError(f"the tokenizer in {folder} lacks {lacking[0]}; it is not a Cosmos3 text_tokenizer")
+    templates = tokenizer.chat_template  # from whichever file; some tokenizers have several, by name
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        _check_template(template, folder)
     try:
         tried = tokenizer.apply_chat_template([{"role": "user", "content": "\ue000"}], tokenize=False)
     except Exception as error:  # whatever a broken Jinja template raises
-        raise ValueError(f"the chat template in {folder} does not work ({error}); copy it again from the checkpoint") from error
+        raise CheckpointError(
+            f"the chat template in {folder} does not work ({error}); copy it again from the checkpoint"
+        ) from error
     if "\ue000" not in tried:
-        raise ValueError(f"the chat template in {folder} leaves the message out; copy it again from the checkpoint")
+        raise CheckpointError(f"the chat template in {folder} leaves the message out; copy it again from the checkpoint")
     return tokenizer
+
+
+# Jinja's sandbox keeps a template from running code, not from filling the memory. A chat has no use for these.
+TEMPLATE_LIMIT = 65_536
+GREEDY = {"range", "lipsum", "*", "**"}
+
+
+def _check_template(text: object, folder: Path) -> None:
+    from jinja2 import Environment, TemplateError
+
+    whose = f"the chat template in {folder}"
+    if not isinstance(text, str) or len(text) > TEMPLATE_LIMIT:
+        raise CheckpointError(f"{whose} is not a text of at most {TEMPLATE_LIMIT} characters; copy it again from the checkpoint")
+    try:
+        greedy = [value for _, kind, value in Environment().lex(text) if kind in ("name", "operator") and value in GREEDY]
+    except TemplateError as error:
+        raise CheckpointError(f"{whose} does not work ({error}); copy it again from the checkpoint") from error
+    greedy += re.findall(r"\d{6,}", text)  # widths to pad to
+    if greedy:
+        raise CheckpointError(f"{whose} uses {greedy[0]!r}, which no chat needs and which can fill the memory")
 
 
 Span = tuple[int, str]  # start in the rendered text, role of what follows

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from jaxtyping import Int64
 from torch import Tensor
 
-from cosmos3_lab.latents import Latents
+from cosmos3_lab.configs import real_number, whole_number
+from cosmos3_lab.latents import LARGEST_SEED, Latents
 from cosmos3_lab.presets import Preset
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
+from cosmos3_lab.schedule import MAX_STEPS
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import (
     NANO,
@@ -23,6 +25,9 @@ from cosmos3_lab.sizes import (
     pixel_to_latent_shape,
     sound_latent_frames,
 )
+
+SCALE = "a finite number of at least 0"
+LARGEST_CLIP = 2**24  # latent pixels; a hundred times 720x1280x189
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,24 +70,28 @@ class Cosmos3T2VRequest(Shown):
         for ids, mask in ((self.text_ids, self.text_mask), (self.neg_text_ids, self.neg_text_mask)):
             if ids.shape != mask.shape:
                 raise ValueError(f"got {tuple(ids.shape)} token ids and a mask of {tuple(mask.shape)}, expected equal shapes")
-        shape = tuple(self.video_shape)
-        if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
-            raise ValueError(f"got video_shape {self.video_shape}, expected (t, h, w) with every number at least 1")
-        object.__setattr__(self, "video_shape", shape)
-        for name in ("num_inference_steps", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"got {name} {getattr(self, name)!r}, expected a whole number")
-        if self.sound_latent_fps is not None and not self.sound_latent_fps > 0:
+        if not isinstance(self.video_shape, tuple | list) or len(self.video_shape) != 3:
+            raise ValueError(f"got video_shape {self.video_shape!r}, expected (t, h, w)")
+        checked = {
+            "video_shape": tuple(whole_number("video_shape", n) for n in self.video_shape),
+            "num_inference_steps": whole_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS),
+            "seed": whole_number("seed", self.seed, 0, LARGEST_SEED),
+            "guidance_scale": real_number("guidance_scale", self.guidance_scale, SCALE),
+        }
+        if checked["guidance_scale"] < 0:
+            raise ValueError(f"got guidance_scale {self.guidance_scale}, expected {SCALE}")
+        for name in ("sound_frames", "sound_dim"):
+            if getattr(self, name) is not None:
+                checked[name] = whole_number(name, getattr(self, name), 1, LARGEST_CLIP)
+        if self.sound_latent_fps is not None and real_number("sound_latent_fps", self.sound_latent_fps) <= 0:
             raise ValueError(f"got sound_latent_fps {self.sound_latent_fps}, expected a number above 0, or None")
-        if self.num_inference_steps < 1:
-            raise ValueError(f"got num_inference_steps {self.num_inference_steps}, expected at least 1")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(f"got guidance_scale {self.guidance_scale}, expected a finite number of at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"got seed {self.seed}, expected an integer from 0 to 4294967295")
-        if self.sound_frames is not None and self.sound_frames < 1:
-            raise ValueError(f"got sound_frames {self.sound_frames}, expected at least 1, or None for a silent video")
+        if math.prod(checked["video_shape"]) > LARGEST_CLIP:
+            raise ValueError(
+                f"got video_shape {self.video_shape}, expected at most {LARGEST_CLIP} latent pixels; ask for a smaller clip"
+            )
         check_fps(self.fps)
+        for name, value in checked.items():  # NumPy's numbers become Python's
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         t, h, w = self.video_shape

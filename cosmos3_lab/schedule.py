@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from cosmos3_lab.configs import read_fields
+from cosmos3_lab.configs import read_fields, real_number, whole_number
 from cosmos3_lab.showing import Shown
+from cosmos3_lab.untrusted import CheckpointError
 
 FlowVariant = Literal["native-flow", "phyai-flow", "diffusers-flow"]
 ScheduleName = Literal["native-flow", "phyai-flow", "diffusers-flow", "karras", "auto"]
@@ -34,6 +35,7 @@ MAX_STEPS = 1000
 
 # Settings of scheduler_config.json that decide what the numbers mean; any other value would be another sampler.
 SUPPORTED_SCHEDULER: dict[str, Any] = {
+    "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
@@ -70,6 +72,9 @@ class Schedule(Shown):
     flow_shift: float | None = None
 
     def __post_init__(self) -> None:
+        if self.sigmas.ndim != 1 or self.timesteps.ndim != 1 or len(self.timesteps) == 0 or len(self.sigmas) == 0:
+            shapes = list(self.sigmas.shape), list(self.timesteps.shape)
+            raise ValueError(f"got sigmas and timesteps of shapes {shapes}, expected [n + 1] and [n] with n of at least 1")
         falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all())
         if len(self.sigmas) != len(self.timesteps) + 1 or not falling or self.sigmas[-1] != 0 or self.sigmas[0] >= 1:
             ends = f"{float(self.sigmas[0]):g} to {float(self.sigmas[-1]):g}"
@@ -94,15 +99,16 @@ def flow_schedule(n: int, *, flow_shift: float = 10.0, variant: FlowVariant = "n
 
     Args:
         n: number of steps, 1 to 1000.
-        flow_shift: s of the shift, above 0; 1 leaves the line straight.
+        flow_shift: s of the shift, 1e-6 to 1e12; 1 leaves the line straight.
         variant: whose line: see the module's docstring.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    check_steps(n)
-    if not (np.isfinite(flow_shift) and flow_shift > 0):
-        raise ValueError(f"got flow_shift {flow_shift}, expected a finite number above 0, usually 1 to 10")
+    n = check_steps(n)
+    wanted = "a finite number above 0, from 1e-6 to 1e12 and usually from 1 to 10"
+    if not 1e-6 <= (flow_shift := real_number("flow_shift", flow_shift, wanted)) <= 1e12:
+        raise ValueError(f"got flow_shift {flow_shift}, expected {wanted}")
     if variant == "native-flow":
         line = np.linspace(SIGMA_MAX, 0, n + 1)[:-1]
     elif variant == "phyai-flow":
@@ -120,14 +126,17 @@ def karras_schedule(n: int, *, sigma_min: float = 0.147, sigma_max: float = 200.
     Args:
         n: number of steps, 1 to 1000.
         sigma_min, sigma_max: in Karras' units (noise over signal), above 0 and rising.
-        rho: curvature; 7 in the paper.
+        rho: curvature, 0.5 to 100; 7 in the paper.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    check_steps(n)
-    if not 0 < sigma_min < sigma_max < float("inf"):
-        raise ValueError(f"got sigma_min {sigma_min} and sigma_max {sigma_max}, expected 0 < sigma_min < sigma_max")
+    n = check_steps(n)
+    sigma_min, sigma_max = real_number("sigma_min", sigma_min), real_number("sigma_max", sigma_max)
+    if not 0 < sigma_min < sigma_max <= 1e12:
+        raise ValueError(f"got sigma_min {sigma_min} and sigma_max {sigma_max}, expected 0 < sigma_min < sigma_max <= 1e12")
+    if not 0.5 <= (rho := real_number("rho", rho)) <= 100:
+        raise ValueError(f"got rho {rho}, expected a number from 0.5 to 100; Karras et al. take 7")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     edm = (high + np.linspace(0, 1, n) * (low - high)) ** rho
     return _schedule(edm / (edm + 1), "karras", None)
@@ -142,11 +151,12 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
         flow_shift: replaces the file's; an error where the file asks for Karras sigmas, which have no shift.
 
     Raises:
-        ValueError: the file describes a scheduler that Cosmos3 does not use, or `flow_shift` has no effect.
+        CheckpointError: the file describes a scheduler that Cosmos3 does not use.
+        ValueError: `flow_shift` has no effect, or n is out of range.
     """
     for key, value in SUPPORTED_SCHEDULER.items():
         if config.get(key, value) != value:
-            raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
+            raise CheckpointError(f"scheduler_config.json has {key} = {config[key]!r}, but only {value!r} is supported")
     file = _SchedulerFile(**read_fields(_SchedulerFile, config, file="scheduler_config.json"))
     if file.use_karras_sigmas:
         if flow_shift is not None:
@@ -155,7 +165,7 @@ def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float
                 "shift; leave flow_shift out or choose a flow schedule (use_karras_sigmas=False)"
             )
         if file.sigma_min is None or file.sigma_max is None:
-            raise ValueError("scheduler_config.json asks for Karras sigmas, expected numbers for sigma_min and sigma_max")
+            raise CheckpointError("scheduler_config.json asks for Karras sigmas, expected numbers for sigma_min and sigma_max")
         return karras_schedule(n, sigma_min=file.sigma_min, sigma_max=file.sigma_max)
     return flow_schedule(n, flow_shift=file.flow_shift if flow_shift is None else flow_shift, variant="diffusers-flow")
 
@@ -206,11 +216,10 @@ def _schedule(sigmas: np.ndarray, name: str, flow_shift: float | None) -> Schedu
     return Schedule(torch.from_numpy(np.append(below_one, 0.0).astype(np.float32)), timesteps, name, flow_shift)
 
 
-def check_steps(n: int) -> None:
+def check_steps(n: int) -> int:
     """Refuse a number of steps that no schedule has.
 
     Raises:
-        ValueError: not 1 to 1000.
+        ValueError: not a whole number from 1 to 1000.
     """
-    if not 1 <= n <= MAX_STEPS:
-        raise ValueError(f"got {n} steps, expected 1 to {MAX_STEPS}")
+    return whole_number("steps", n, 1, MAX_STEPS)

@@ -3,7 +3,6 @@
 Read next: `checkpoint.py`.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,11 +15,12 @@ from cosmos3_lab.schedule import check_steps
 from cosmos3_lab.sizes import MediaSpec, check_fps, pixel_to_latent_shape
 from cosmos3_lab.sound_avae import SoundAVAEConfig
 from cosmos3_lab.towers import Cosmos3Config
+from cosmos3_lab.untrusted import CheckpointError, has_file, has_folder, read_json
 from cosmos3_lab.video_vae import VideoVAEConfig
-from cosmos3_lab.weights import CheckpointError
 
 REQUIRED = ("transformer", "vae", "text_tokenizer")
 COMPONENTS = (*REQUIRED, "sound_tokenizer", "scheduler")
+LONGEST_TEXT = 5000  # characters of a name or an example prompt
 PICO = Path(__file__).parent / "pico" / "checkpoint"
 
 
@@ -121,9 +121,9 @@ def resolve_folder(folder: str | Path | None) -> Path:
     """
     path = checkpoint_folder(folder)
     for component in REQUIRED:
-        if not (path / component).is_dir():
+        if not has_folder(path / component):
             raise CheckpointError(f"{path} has no {component}/ folder; copy the whole checkpoint")
-    if not (path / "text_tokenizer" / "tokenizer.json").is_file():
+    if not has_file(path / "text_tokenizer" / "tokenizer.json"):
         raise CheckpointError(f"{path / 'text_tokenizer'} has no tokenizer.json; copy the whole checkpoint")
     return path
 
@@ -140,16 +140,15 @@ def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
     """
     scheduler = folder / "scheduler" / "scheduler_config.json"
     try:
-        vae = VideoVAEConfig.from_dict(_read_json(folder / "vae" / "config.json"))
-        transformer = Cosmos3Config.from_dict(
-            _read_json(folder / "transformer" / "config.json"), temporal_compression_factor=vae.scale_factor_temporal
-        )
-        has_sound = with_sound and (folder / "sound_tokenizer").is_dir()
-        sound = SoundAVAEConfig.from_dict(_read_json(folder / "sound_tokenizer" / "config.json")) if has_sound else None
+        vae = VideoVAEConfig.from_dict(_read_config(folder, "vae"))
+        config = _read_config(folder, "transformer")
+        transformer = Cosmos3Config.from_dict(config, temporal_compression_factor=vae.scale_factor_temporal)
+        has_sound = with_sound and has_folder(folder / "sound_tokenizer")
+        sound = SoundAVAEConfig.from_dict(_read_config(folder, "sound_tokenizer")) if has_sound else None
         defaults = _read_defaults(folder / "cosmos3_lab.json", vae)
-    except CheckpointError:
-        raise
     except ValueError as error:
+        if isinstance(error, CheckpointError) and str(folder) in str(error):  # names its file in full
+            raise
         raise CheckpointError(f"{folder}: {error}") from error
     pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
     if sound is not None and transformer.sound_gen:
@@ -161,27 +160,36 @@ def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
     for left, a, right, b in pairs:
         if a != b:
             raise CheckpointError(f"{folder}: the {left} is {a} and the {right} is {b}; the components do not belong together")
-    scheduler_config = _read_json(scheduler) if scheduler.is_file() else None
+    scheduler_config = read_json(scheduler) if has_file(scheduler) else None
     return CheckpointConfigs(folder, transformer, vae, sound, scheduler_config, defaults)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy the whole checkpoint")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy it again")
-    return value
+# Which of the library's classes each file describes, for whoever has mixed up two folders.
+CLASSES = {
+    "transformer": "Cosmos3OmniTransformer",
+    "vae": "AutoencoderKLWan",
+    "sound_tokenizer": "Cosmos3AVAEAudioTokenizer",
+}
+
+
+def _read_config(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    config = read_json(path)
+    named = config.get("_class_name")
+    for other, name in CLASSES.items():
+        if named == name and other != component:
+            raise CheckpointError(f"{path} is the config of a {other} ({name}); the folders or files were swapped")
+    return config
 
 
 def _read_defaults(path: Path, vae: VideoVAEConfig) -> Defaults:
-    if not path.is_file():
+    if not has_file(path):
         return Defaults(name=path.parent.name)
-    file = _read_json(path)
+    file = read_json(path)
     settings, about = file.get("defaults", {}), ("name", "example_prompts")
+    unknown = sorted(set(file) - {"defaults", *about})
+    if unknown:
+        raise CheckpointError(f"{path} has an unknown key {unknown[0]!r}, expected defaults, name and example_prompts")
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} has defaults that are not a JSON object")
     known = {f.name for f in fields(Defaults)} - set(about)
@@ -190,6 +198,11 @@ def _read_defaults(path: Path, vae: VideoVAEConfig) -> Defaults:
         raise CheckpointError(f"{path} has an unknown default {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
     given = {"name": path.parent.name} | {key: file[key] for key in about if key in file} | settings
     defaults = Defaults(**read_fields(Defaults, given, file=path.name, signed=("guidance_scale",)))
+    for text in (defaults.name, *defaults.example_prompts):
+        if not text.isprintable() or len(text) > LONGEST_TEXT:
+            raise CheckpointError(
+                f"{path} has a name or example that is not a line of at most {LONGEST_TEXT} characters: {text!r}"
+            )
     try:
         get_preset(defaults.preset)
         check_fps(defaults.fps)

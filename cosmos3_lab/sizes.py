@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cosmos3_lab.configs import check_choice
+from cosmos3_lab.configs import check_choice, real_number, shown, whole_number
+
+MAX_FRAMES = 100_000  # more than an hour at 24 frames a second
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,9 @@ def effective_num_frames(num_frames: int, *, temporal: int = 4) -> int:
     """The largest `temporal * k + 1` that is not above `num_frames` (100 -> 97): what the VAE can decode to.
 
     Raises:
-        ValueError: fewer than one frame.
+        ValueError: not a whole number, or fewer than one frame.
     """
-    if num_frames < 1:
-        raise ValueError(f"got num_frames {num_frames}, expected at least 1")
-    return (num_frames - 1) // temporal * temporal + 1
+    return (whole_number("num_frames", num_frames, 1, MAX_FRAMES) - 1) // temporal * temporal + 1
 
 
 def pixel_to_latent_shape(
@@ -64,11 +64,13 @@ def pixel_to_latent_shape(
         ValueError: a size that is not a positive multiple of `spatial`; names the two nearest.
     """
     for name, size in (("height", height), ("width", width)):
+        size = whole_number(name, size, low=None)
         if size < spatial or size % spatial:
             below, above = size // spatial * spatial, max(size // spatial + 1, 1) * spatial
             nearest = f"{above}" if below < spatial else f"{below} or {above}"
             raise ValueError(f"got {name} {size}, expected a multiple of {spatial} pixels, try {nearest}")
-    return (effective_num_frames(num_frames, temporal=temporal) - 1) // temporal + 1, height // spatial, width // spatial
+    t = (effective_num_frames(num_frames, temporal=temporal) - 1) // temporal + 1
+    return t, int(height) // spatial, int(width) // spatial
 
 
 def latent_to_pixel_shape(video_shape: tuple[int, int, int], *, temporal: int = 4, spatial: int = 16) -> tuple[int, int, int]:
@@ -95,9 +97,11 @@ def sound_latent_frames(
             `ceil(seconds * 25.0)`, one more where the product lands a hair above an integer.
 
     Raises:
-        ValueError: no such rounding.
+        ValueError: no such rounding, no frames, or no such frame rate.
     """
     check_choice("rounding", rounding, Literal["integer", "float"])
+    num_frames = whole_number("num_frames", num_frames, 1, MAX_FRAMES)
+    check_fps(fps)
     if rounding == "float":
         return math.ceil(num_frames / fps * (sampling_rate / hop_size))
     return -(-int(num_frames / fps * sampling_rate) // hop_size)
@@ -109,5 +113,6 @@ def check_fps(fps: float) -> None:
     Raises:
         ValueError: not a finite number from 1 to 240.
     """
-    if not (math.isfinite(fps) and 1 <= fps <= 240):
-        raise ValueError(f"got fps {fps}, expected a number from 1 to 240 (24 is what Nano was trained on)")
+    wanted = "a number from 1 to 240 (24 is what Nano was trained on)"
+    if not 1 <= real_number("fps", fps, wanted) <= 240:
+        raise ValueError(f"got fps {shown(fps)}, expected {wanted}")

@@ -7,7 +7,6 @@ read, so nothing can be executed.
 Read next: `checkpoint.py`.
 """
 
-import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,15 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_lab.transfer import to_device, transfer_bar
+from cosmos3_lab.untrusted import CheckpointError, has_file, has_folder, parse_object, read_json, reading
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE = "diffusion_pytorch_model.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be loaded. The message names the file, what is wrong and what to do."""
+MAX_HEADER = 10_000_000  # bytes; a hundred times those of Nano's largest shard
+ALWAYS_SCANNED = 2**32  # bytes; a component of fewer is looked through for NaN though that reads it from the disk
+MAX_AXES = 8  # of a tensor; none here has more than five
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,10 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of a component, by name; headers are read and checked, data is not touched.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or not a safetensors file; a tensor appears twice.
+        CheckpointError: a file is missing, truncated, or not a safetensors file; a tensor appears twice; float16 stands beside
+            bfloat16.
     """
-    if not folder.is_dir():
+    if not has_folder(folder):
         raise CheckpointError(f"{folder} is missing; copy the whole checkpoint folder")
     files, listed = _files(folder)
     found: dict[str, TensorInfo] = {}
@@ -68,6 +67,12 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
                     f"{file}: tensor {info.name} is also in {found[info.name].file.name}; remove one of the files"
                 )
             found[info.name] = info
+    halves = {info.dtype: info for info in found.values() if info.dtype.itemsize == 2}
+    if len(halves) > 1:
+        one, other = halves.values()
+        raise CheckpointError(
+            f"{one.file}: tensor {one.name} is {one.dtype} and {other.name} is {other.dtype}; one was mislabelled"
+        )
     if listed is not None:
         wrong = sorted(n for n, file in listed.items() if n not in found or found[n].file != file)
         if wrong:
@@ -85,21 +90,17 @@ def read_header(path: Path) -> list[TensorInfo]:
     Raises:
         CheckpointError: not a safetensors file, cut short, or with tensors that do not fill it exactly.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
+    with reading(path), open(path, "rb") as file:
+        size, start = path.stat().st_size, file.read(8)
         if start.startswith(b"version "):
             raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise CheckpointError(f"{path} is not a complete safetensors file ({size} bytes); copy it again")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
+        header = parse_object(file.read(length), f"{path} is not a safetensors file: its header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has a __metadata__ that is not an object of texts; copy the file again")
     entries = sorted((_entry(path, name, value) for name, value in header.items()), key=lambda e: e[1])
     end = 0
     for info, begin, stop in entries:
@@ -163,7 +164,8 @@ def load_weights(
         float32: whether a parameter stays in float32 whatever `dtype` is.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or holds NaN or infinity. That is looked for where the numbers are copied or
+            converted anyway, and in small components; what else stays mapped to its file is left to the first step.
     """
     needed = {name: [tensors[source] for source in sources(name)] for name, _ in module.named_parameters()}
     read, state, size = _Reader(), {}, sum(infos[-1].nbytes for infos in needed.values())
@@ -177,8 +179,20 @@ def load_weights(
             stored = [_fold([read(info) for info in needed[name]]) for name in names]
             for name, value in zip(names, to_device(stored, device, on_bytes=bar.update), strict=True):
                 state[name] = value.to(torch.float32 if float32(name) else dtype)
+            copied = zip(names, stored, strict=True)
+            _check_finite({needed[n][0]: state[n] for n, was in copied if state[n] is not was or size < ALWAYS_SCANNED})
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
+
+
+def _check_finite(weights: Mapping[TensorInfo, Tensor]) -> None:
+    """Largest and smallest number of each, which are NaN where one number is; one pass, at the speed of the memory."""
+    if not weights:
+        return
+    ends = torch.stack([torch.stack(torch.aminmax(value)).float() for value in weights.values()])
+    for info, finite in zip(weights, ends.isfinite().all(1).tolist(), strict=True):
+        if not finite:
+            raise CheckpointError(f"{info.file}: tensor {info.name} holds NaN or infinity; the file is damaged, copy it again")
 
 
 def _fold(stored: list[Tensor]) -> Tensor:
@@ -226,41 +240,50 @@ class _Reader:
             if info.file != self.path:
                 self.path, self.file = info.file, safe_open(str(info.file), framework="pt")
             return self.file.get_tensor(info.name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{info.file}: {error}") from error
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path] | None]:
     """The component's files, and where its index says each tensor is (None without an index)."""
     index = folder / INDEX
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = {name: Path(file) for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{index} is not a safetensors index ({error!r}); copy it again") from error
-        for name in sorted(set(names.values())):
-            if name.is_absolute() or ".." in name.parts:
-                raise CheckpointError(f"{index} points outside its folder, at {name}; do not use this checkpoint")
-        listed = {name: folder / file for name, file in names.items()}
+    if has_file(index):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map, so it is not a safetensors index; copy it again")
+        for name, file in weight_map.items():
+            if not _is_plain_name(file):
+                raise CheckpointError(
+                    f"{index} says that {name} is in {file!r}, which is not the name of a safetensors file and may lie outside "
+                    "its folder; do not use this checkpoint"
+                )
+        listed = {name: folder / file for name, file in weight_map.items()}
         for file in sorted(set(listed.values())):
-            if not file.is_file():
+            if not has_file(file):
                 raise CheckpointError(f"{file} is missing, but {index.name} lists it; copy the whole folder")
         return sorted(set(listed.values())), listed
-    if (folder / SINGLE).is_file():
+    if has_file(folder / SINGLE):
         return [folder / SINGLE], None
-    files = sorted(folder.glob("*.safetensors"))
+    with reading(folder):
+        files = [file for file in sorted(folder.glob("*.safetensors")) if has_file(file)]
     if not files:
         raise CheckpointError(f"{folder} has no *.safetensors file; other formats are not read, because they can run code")
     return files, None
+
+
+def _is_plain_name(file: object) -> bool:
+    """Of a file beside the index: no way into another folder in it, on no system."""
+    if not isinstance(file, str) or not file.endswith(".safetensors"):
+        return False
+    return file.isprintable() and len(file.encode()) < 256 and not set(file) & set("/\\:") and not file.startswith("~")
 
 
 def _entry(path: Path, name: str, value: object) -> tuple[TensorInfo, int, int]:
     try:
         begin, stop = value["data_offsets"]
         shape, dtype = tuple(value["shape"]), value["dtype"]
-        if not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
-            raise ValueError("a shape or an offset is not a whole number")
+        if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
+            raise ValueError("a shape or an offset is not a whole number, or there are too many")
         if not isinstance(dtype, str):
             raise TypeError("the dtype is not a name")
     except (TypeError, KeyError, ValueError) as error:
@@ -276,8 +299,9 @@ def _check_names(component: str, needed: set[str], tensors: Mapping[str, TensorI
     for names, verb in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            folder = next((info.file.parent for info in tensors.values()), component)
             raise CheckpointError(
-                f"{component} {verb} tensor {names[0]}{more}; the weights do not belong to {component}/config.json"
+                f"{folder}: {component} {verb} tensor {names[0]}{more}; the weights do not belong to {component}/config.json"
             )
 
 

@@ -48,7 +48,7 @@ def test_a_seed_decides_the_noise_and_nothing_else(source):
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(ValueError, match=f"got seed {seed}, expected an integer from 0 to 4294967295"):
+    with pytest.raises(ValueError, match=f"got seed {seed}, expected a whole number from 0 to 4294967295"):
         init_latents((1, 1, 1), seed=seed)
 
 

@@ -110,7 +110,7 @@ def test_what_is_not_a_json_object_is_plain_text(prompt):
 
 
 def test_deeply_nested_json_is_plain_text_instead_of_a_crash():
-    bomb = '{"a":' * 100_000
+    bomb = '{"a":' * 10_000
     assert cosmos3_generation_caption(bomb, **CLIP) == f"{bomb}. {DUR} {RES}"
 
 
@@ -244,7 +244,7 @@ def test_a_checkpoints_own_negative_wins(own_folder):
 def test_a_broken_negative_file_is_named(tmp_path, content):
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "negative_prompt.json").write_text(content)
-    with pytest.raises(ValueError, match="negative_prompt.json is not a JSON object"):
+    with pytest.raises(ValueError, match="negative_prompt.json is not (a JSON object|JSON)"):
         default_negative_prompt(tmp_path)
 
 
@@ -395,8 +395,8 @@ def without_vision_start(folder):
         (shutil.rmtree, "expected a checkpoint's text_tokenizer folder"),
         (lambda f: (f / "tokenizer.json").unlink(), "expected a checkpoint's text_tokenizer folder"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "no readable tokenizer"),
-        (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:900]), "no readable tokenizer"),
-        (lambda f: (f / "tokenizer_config.json").write_text("{"), "no readable tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:900]), "not JSON"),
+        (lambda f: (f / "tokenizer_config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "chat_template.jinja").unlink(), "lacks a chat template"),
         (lambda f: edit(f / "tokenizer_config.json", lambda c: c.pop("eos_token")), "lacks an end-of-text token"),
         (without_vision_start, r"lacks the token <\|vision_start\|>"),

@@ -122,7 +122,7 @@ def test_every_import_is_a_dependency():
     """What the package imports is declared, and what is declared is imported."""
     names = {"av": "av", "einops": "einops", "jaxtyping": "jaxtyping", "numpy": "numpy", "rich": "rich", "tqdm": "tqdm"}
     names |= {"safetensors": "safetensors", "tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"}
-    names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow"}
+    names |= {"matplotlib": "matplotlib", "typer": "typer", "PIL": "pillow", "packaging": "packaging", "jinja2": "jinja2"}
     lab = {"IPython": "jupyterlab", "ipywidgets": "ipywidgets"}  # the extra; IPython comes with both
     on_a_gpu = {"triton", "flashinfer"}  # come with PyTorch for CUDA, and with an extra
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
@@ -131,7 +131,7 @@ def test_every_import_is_a_dependency():
     assert third_party == {*names, *lab, *on_a_gpu}
     assert {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["optional-dependencies"]["lab"]} == set(lab.values())
     declared = {re.match(r"[\w-]+", d)[0] for d in PYPROJECT["project"]["dependencies"]}
-    assert declared == set(names.values()) | {"jinja2"}  # jinja2 renders the chat template for transformers
+    assert declared == set(names.values())
 
 
 def test_nothing_large_and_no_outputs_in_git():

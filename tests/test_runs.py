@@ -713,7 +713,7 @@ def test_a_fork_to_impossible_guidance_is_refused(tiny, parent, guidance):
         ({"fps": 1e9}, "fps 1000000000"),
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
         ({"num_inference_steps": -1}, "num_inference_steps -1"),
-        ({"num_inference_steps": 1001}, "1001 steps"),
+        ({"num_inference_steps": 1001}, "num_inference_steps 1001"),
         ({"guidance_scale": math.nan}, "guidance_scale nan"),
         ({"guidance_scale": math.inf}, "guidance_scale inf"),
         ({"guidance_scale": -1.0}, "guidance_scale -1"),

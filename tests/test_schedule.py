@@ -141,7 +141,7 @@ def test_karras_takes_its_own_range():
 @pytest.mark.parametrize("make", [flow_schedule, karras_schedule])
 @pytest.mark.parametrize("n", [0, -1, 1001])
 def test_impossible_numbers_of_steps_are_refused(make, n):
-    with pytest.raises(ValueError, match=f"got {n} steps, expected 1 to 1000"):
+    with pytest.raises(ValueError, match=f"got steps {n}, expected a whole number from 1 to 1000"):
         make(n)
 
 
@@ -154,7 +154,7 @@ def test_impossible_shifts_are_refused(variant, shift):
 
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (2.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (0.1, float("inf")), (float("nan"), 1.0)])
 def test_impossible_karras_ranges_are_refused(ends):
-    with pytest.raises(ValueError, match="expected 0 < sigma_min < sigma_max"):
+    with pytest.raises(ValueError, match="expected (0 < sigma_min < sigma_max|a finite number)"):
         karras_schedule(4, sigma_min=ends[0], sigma_max=ends[1])
 
 

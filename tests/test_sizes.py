@@ -59,7 +59,7 @@ def test_num_frames_are_rounded_down_to_4k_plus_1(asked, effective):
 
 @pytest.mark.parametrize("num_frames", [0, -3])
 def test_no_frames_are_refused(num_frames):
-    with pytest.raises(ValueError, match=f"got num_frames {num_frames}, expected at least 1"):
+    with pytest.raises(ValueError, match=f"got num_frames {num_frames}, expected a whole number from 1"):
         effective_num_frames(num_frames)
 
 
