@@ -184,7 +184,7 @@ def layer_attention(
         ValueError: words of another prompt, or no such head.
     """
     owner = word_of_token(words, layout.s_text).to(x.device)
-    moment, count = _moments(layout, x.device)
+    moment, count = (part.to(x.device) for part in _moments(layout))
     attention, (t, rows, columns) = layer.self_attn, layout.video_grid
     width, kv_heads = text.k.shape[-1], text.k.shape[-2]
     of_kv = attention.add_q_proj.weight.shape[0] // width // kv_heads
@@ -224,11 +224,11 @@ def _parts(length: int, at_once: int) -> Iterator[slice]:
     return (slice(start, min(start + at_once, length)) for start in range(0, length, at_once))
 
 
-def _moments(layout: TokenLayout, device: torch.device) -> tuple[Int64[Tensor, " s_gen"], Float[Tensor, " moments"]]:
+def _moments(layout: TokenLayout) -> tuple[Int64[Tensor, " s_gen"], Float[Tensor, " moments"]]:
     """Which moment each media token belongs to, latent frames first and then sound tokens; and how many tokens each has."""
     t, rows, columns = layout.video_grid
-    counts = torch.tensor([rows * columns] * t + [1] * layout.n_sound, device=device)
-    return torch.repeat_interleave(torch.arange(len(counts), device=device), counts), counts.float()
+    counts = torch.tensor([rows * columns] * t + [1] * layout.n_sound)
+    return torch.repeat_interleave(torch.arange(len(counts)), counts), counts.float()
 
 
 # ------------------------------------------------------------------------------------------------------------------- run

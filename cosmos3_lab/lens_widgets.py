@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cosmos3_lab.attention_maps import LayerAttention
-from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, add_colour_bar, as_array, dress, new_figure, pick_evenly
+from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, as_array, dress, dress_colour_bar, new_figure, pick_evenly
 from cosmos3_lab.lens_figures import HEAT, frame_edges, heated, middle_frames, plot_attention_frames
 from cosmos3_lab.probe import Activation
 from cosmos3_lab.prompt_words import PromptWord
@@ -19,8 +19,13 @@ from cosmos3_lab.widget_parts import dropdown, has_front_end, lab_box, line, on_
 if TYPE_CHECKING:
     from ipywidgets import Widget
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Rectangle
 
+FILM = 9.2  # inches of nine frames side by side
 MEAN = -1  # among the heads: their mean
 MOST_WORDS = 24  # rows of the chart
 SHARES = (0.0, 0.5, 1.0)  # of a scale, where its numbers stand
@@ -117,39 +122,44 @@ class _Panes:
         middles = middle_frames(len(frames), t)
         self.frames = [_small(frames[middles[place]]) for place in self.places]
         self.rows = [i for i, word in enumerate(seen.words) if word.role == "prompt"][:MOST_WORDS]
-        figure = new_figure(10.0, 2.4 + max(2.0, 0.19 * len(self.rows) + 0.6))
-        grid = figure.add_gridspec(2, 3 if n_sound else 1, height_ratios=(1.25, max(2.0, 0.19 * len(self.rows))))
-        film = figure.add_subplot(grid[0, :], axes_class=LabAxes)
-        look = {"cmap": HEAT, "vmin": 0, "vmax": 1}
+        tall = FILM / MOST_FRAMES * (frames.shape[1] / frames.shape[2] + 0.2)
+        chart = max(2.0, 0.19 * len(self.rows))
+        size = 10.0, chart + tall + 1.0
+        figure = new_figure(*size, constrained=False)
+
+        def place(left: float, bottom: float, wide: float, high: float) -> "LabAxes":  # in inches
+            box = (left / size[0], bottom / size[1], wide / size[0], high / size[1])
+            return figure.add_axes(box, axes_class=LabAxes)
+
+        def bar(image: "ScalarMappable", left: float, bottom: float, high: float) -> "Axis":
+            made = figure.colorbar(image, cax=place(left, bottom, 0.1, high), ticks=SHARES)
+            dress_colour_bar(made, "")
+            return made.ax.yaxis
+
         blank = np.stack([heated(frame, np.zeros((1, 1))) for frame in self.frames])
+        look = {"cmap": HEAT, "vmin": 0, "vmax": 1}
+        film = place(0.1, chart + 0.92, FILM, tall)
+        film.set_anchor("W")
         self.film = Mosaic(film, blank, columns=MOST_FRAMES, names=[f"frame {f}" for f in self.places], **look)
-        bar = add_colour_bar(self.film.image, [film], "share", pad=0.01, aspect=10)
-        self.film_numbers = moving_labels(bar.ax.yaxis, SHARES, widest="0.00058")
-        texts, span = [seen.words[i].text for i in self.rows], seconds or float(t)
-        self.charts, self.marks, axes = [], [], []
-        for column, (name, count) in enumerate([("video", t), ("sound", n_sound)][: 2 if n_sound else 1]):
-            ax = figure.add_subplot(grid[1, column], axes_class=LabAxes)
-            image, mark = _chart(ax, np.zeros((count, len(texts))), texts if column == 0 else [""] * len(texts), span, f"{name} \u2192 words")
+        wide = FILM * len(self.places) / MOST_FRAMES
+        self.film_numbers = moving_labels(bar(self.film.image, 0.2 + wide, chart + 0.95, tall - 0.2), SHARES, widest="0.00058")
+        texts, span, unit = [_short(seen.words[i].text) for i in self.rows], seconds or float(t), "s" if seconds else "latent frames"
+        image, mark = _chart(place(1.2, 0.5, 2.5, chart), t, texts, span, "video \u2192 words", unit)
+        self.charts, self.marks, self.ridge, end = [image], [mark], None, 3.8
+        if n_sound:
+            image, mark = _chart(place(3.85, 0.5, 2.5, chart), n_sound, [""] * len(texts), span, "sound \u2192 words", unit)
             self.charts.append(image)
             self.marks.append(mark)
-            axes.append(ax)
-        bar = add_colour_bar(self.charts[0], axes[-1:], "share", pad=0.02, aspect=18)
-        self.chart_numbers = moving_labels(bar.ax.yaxis, SHARES, widest="0.00058")
-        moving = [self.film.image, *self.film_numbers, *self.charts, *self.marks, *self.chart_numbers]
-        self.ridge = None
-        if n_sound:
-            ax = figure.add_subplot(grid[1, 2], axes_class=LabAxes)
-            edges = frame_edges(t, span)
-            self.ridge = ax.pcolormesh(
-                np.linspace(0, span, n_sound + 1), edges, np.zeros((t, n_sound)), cmap=STYLE["amount"], vmin=0, vmax=1
-            )
+            ax, end = place(7.55, 0.5, 1.75, chart), 6.45
+            edges = np.linspace(0, span, n_sound + 1), frame_edges(t, span)
+            look = {"cmap": STYLE["amount"], "vmin": 0, "vmax": 1}
+            self.ridge = ax.pcolormesh(*edges, np.zeros((t, n_sound)), **look)
             (diagonal,) = ax.plot([0, span], [0, span], color=STYLE["face"], linewidth=1, linestyle=":")
-            unit = "s" if seconds else "latent frames"
-            dress(ax, title="sound \u2192 video, share", x=f"sound token ({unit})", y=f"frame ({unit})")
-            add_colour_bar(self.ridge, [ax], "", pad=0.02, aspect=18)
-            moving += [self.ridge, diagonal]
-        for ax in axes:
-            ax.set_xlabel("s" if seconds else "latent frames", color=STYLE["ink"], fontsize=STYLE["text_size"])
+            dress(ax, title="sound \u2192 frame", x=f"sound token ({unit})", y=f"frame ({unit})")
+            bar(self.ridge, 9.4, 0.5, chart)
+        self.chart_numbers = moving_labels(bar(self.charts[0], end, 0.5, chart), SHARES, widest="0.00058")
+        moving = [self.film.image, *self.film_numbers, *self.charts, *self.marks, *self.chart_numbers]
+        moving += [self.ridge, diagonal] if n_sound else []
         self.moving = MovingFigure(figure, moving)
 
     def show(self, seen: LayerAttention, head: int, word: int) -> None:
@@ -178,17 +188,23 @@ class _Panes:
                 text.set_text(f"{share * end:.2g}")
 
 
-def _chart(ax: "Axes", values: np.ndarray, texts: Sequence[str], span: float, title: str) -> tuple[object, object]:
-    """A row for each word with a border that will stand around one."""
+def _chart(
+    ax: "Axes", moments: int, texts: Sequence[str], span: float, title: str, unit: str
+) -> tuple["AxesImage", "Rectangle"]:
+    """A row for each word, and a border that will stand around one."""
     from matplotlib.patches import Rectangle
 
     look = {"aspect": "auto", "interpolation": "nearest", "cmap": STYLE["amount"], "vmin": 0, "vmax": 1}
-    image = ax.imshow(values.T, extent=(0, span, len(texts), 0), **look)
+    image = ax.imshow(np.zeros((len(texts), moments)), extent=(0, span, len(texts), 0), **look)
     ax.set_yticks(np.arange(len(texts)) + 0.5, texts, parse_math=False)
-    dress(ax, title=title)
+    dress(ax, title=title, x=unit)
     mark = Rectangle((0, 0), span, 1, fill=False, edgecolor=STYLE["face"], linewidth=1.6)
     ax.add_patch(mark)
     return image, mark
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 14 else text[:13] + "\u2026"
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
