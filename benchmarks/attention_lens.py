@@ -2,9 +2,8 @@
 
     python benchmarks/attention_lens.py [--size 720x1280x189] [--layer 17] [--tiny]
 
-Seconds and extra memory of a `LayerAttention` for one layer, with 200 and with 3400 text tokens; then a whole step, alone, under a
-recording of summaries (rms of every GEN module, per-token rms of every layer), and with hooks that record nothing. The recording
-runs on the plain modules, so the plain step is what it is compared with.
+Seconds and extra memory of a `LayerAttention` for one layer, with 200 and with 3400 text tokens; then a whole step alone, with
+summaries recorded (of every GEN layer in three ways, of every GEN module), and with the attention of one layer.
 """
 
 import argparse

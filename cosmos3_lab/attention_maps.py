@@ -1,8 +1,8 @@
 """Who looks at whom in a GEN layer: exact attention, pooled while it is computed, so that it fits beside a full-size model.
 
-Row by row, `softmax(q k^T / sqrt(d_head))` over text, video and sound. At 720x1280x189 all rows of a layer together would be 270 GB;
-here they are made for some queries at a time, their sum (as a log-sum-exp) runs over some keys at a time, and what is kept
-is pooled: how much each media token gives to each word, and how much each moment gives to each other moment.
+Row by row, `softmax(q k^T / sqrt(d_head))` over text, video and sound. At 720x1280x189 all rows of a layer together would be
+270 GB; here they are made for some queries at a time, their sum (as a log-sum-exp) runs over some keys at a time, and what is
+kept is pooled: how much each media token gives to each word, and how much each moment gives to each other moment.
 
     with record_attention(models.transformer, inputs, layers=[3, 5], words=words, steps=[4]) as seen:
         result = list(denoise(models.transformer, inputs, state))

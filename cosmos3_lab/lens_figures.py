@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from cosmos3_lab.figure_style import (
     MOST_FRAMES,
     STYLE,
     Numbers,
     add_colour_bar,
-    as_array,
     axes_or_new,
     check_indices,
     describe,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 HEAT = "inferno"  # of attention over pale frames, which show where little is given
+GETS, DOES = "share of attention", "change of the velocity without it"
 HEATED, PALE = 0.9, 0.45  # how much of a frame the most attention covers; what is left of a frame's colours
 
 
@@ -59,7 +59,10 @@ def plot_attention_frames(frames: Numbers, maps: Numbers, *, word: str, chosen: 
         dress_picture(ax, title=f"frame {frame}")
     add_colour_bar(_scale(panels[0], limit), panels, "share of attention", aspect=12, pad=0.01)
     dress_title(figure, f"Where the video looks at \u201c{word}\u201d")
-    describe(figure, f"Attention of the video's tokens to the word {word} over latent frames {chosen}, at most {limit:.2g} of a token's")
+    describe(
+        figure,
+        f"Attention of the video's tokens to the word {word} over latent frames {chosen}, at most {limit:.2g} of a token's",
+    )
     return figure
 
 
@@ -73,11 +76,11 @@ def middle_frames(frames: int, latent_frames: int) -> list[int]:
     return [0] + [min(each * (f - 1) + 1 + each // 2, frames - 1) for f in range(1, latent_frames)]
 
 
-def heated(frame: Float[np.ndarray, "h w 3"] | np.ndarray, share: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "h w 3"]:
+def heated(frame: UInt8[np.ndarray, "h w 3"], share: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "h w 3"]:
     """A pale frame, with heat laid over it where the share is large.
 
     Args:
-        frame: uint8.
+        frame: in [0, 255].
         share: in [0, 1], one number for each token, at most as fine as the frame.
     """
     from matplotlib import colormaps
@@ -111,7 +114,9 @@ def plot_word_time(shares: Numbers, words: Sequence[str], *, seconds: float, tit
     """
     array = with_shape("shares", shares, f"moments {len(words)}")
     ax = axes_or_new(ax, 9.0, 0.9 + 0.2 * len(words))
-    image = ax.imshow(array.T, aspect="auto", cmap=STYLE["amount"], vmin=0, interpolation="nearest", extent=(0, seconds, len(words), 0))
+    image = ax.imshow(
+        array.T, aspect="auto", cmap=STYLE["amount"], vmin=0, interpolation="nearest", extent=(0, seconds, len(words), 0)
+    )
     ax.set_yticks(np.arange(len(words)) + 0.5, words, parse_math=False)
     dress(ax, title=title, x="time in the clip (s)")
     add_colour_bar(image, [ax], "share of attention", pad=0.01)
@@ -167,18 +172,20 @@ def plot_word_effects(attention: Mapping[str, Numbers], change: Mapping[str, Num
         ValueError: other names, or not a number for each word.
     """
     if not attention or set(attention) != set(change) or not set(attention) <= set(LOOKS):
-        raise ValueError(f"got attention of {sorted(attention)} and changes of {sorted(change)}, expected video, sound or both in either")
+        found = f"attention of {sorted(attention)} and changes of {sorted(change)}"
+        raise ValueError(f"got {found}, expected video, sound or both, the same in either")
     figure, panels = new_panels(1, 2, 9.5, 1.2 + 0.24 * len(words), sharey=True)
-    rows, height = np.arange(len(words)), 0.8 / len(attention)
-    for ax, values, x in zip(panels[0], (attention, change), ("share of attention", "change of the velocity without it"), strict=True):
-        for i, name in enumerate(values):
-            numbers = with_shape(f"{x} of the {name}", values[name], f"{len(words)}")
-            ax.barh(rows + height * (i - (len(values) - 1) / 2), numbers, height, color=LOOKS[name]["color"], label=name)
+    rows, height, most = np.arange(len(words)), 0.8 / len(attention), []
+    for ax, (x, parts) in zip(panels[0], ((GETS, attention), (DOES, change)), strict=True):
+        for i, name in enumerate(parts):
+            numbers = with_shape(f"{x} of the {name}", parts[name], f"{len(words)}")
+            ax.barh(rows + height * (i - (len(parts) - 1) / 2), numbers, height, color=LOOKS[name]["color"], label=name)
+            most.append(words[int(numbers.argmax())])
         dress(ax, x=x, grid="x")
     panels[0, 0].set_yticks(rows, words, parse_math=False)
     panels[0, 0].invert_yaxis()
     if len(attention) > 1:
         dress_legend(panels[0, 1], loc="center left", bbox_to_anchor=(1.0, 0.5))
-    most = {name: words[int(as_array(values).argmax())] for name, values in (("attention", next(iter(attention.values()))), ("change", next(iter(change.values()))))}
-    describe(figure, f"Attention to {len(words)} words and change without each; most attention goes to {most['attention']}, most changes without {most['change']}")
+    found = f"most attention goes to {most[0]}, most changes without {most[len(attention)]}"
+    describe(figure, f"Attention to {len(words)} words, and change without each; {found}")
     return figure

@@ -86,12 +86,17 @@ def _build(
         step, chosen = steps[scrub.value], first.words[word.value]
         seen = found[layer.value, step]
         panes.show(seen, head.value, word.value)
-        who = f"layer {layer.value.removeprefix('gen.layers.')}, {'mean of heads' if head.value == MEAN else f'head {head.value}'}, step {step}"
-        picture.show(panes.moving.png(), f"Attention to the word {chosen.text}, {who}: on the picture, over time, and from sound to video")
-        video, sound = (_of_head(part, head.value) for part in (seen.over_frames(), seen.over_sound()))
-        text = f"{who}: video gives {video.sum(1).mean():.0%} of its attention to text, {video[:, word.value].mean():.2%} to \u201c{chosen.text}\u201d"
-        if len(sound):
-            text += f"; sound {sound.sum(1).mean():.0%} and {sound[:, word.value].mean():.2%}"
+        which = "mean of heads" if head.value == MEAN else f"head {head.value}"
+        where = f"layer {layer.value.removeprefix('gen.layers.')}, {which}, step {step}"
+        picture.show(
+            panes.moving.png(), f"Attention to the word {chosen.text}, {where}: over frames, over time, and of sound to video"
+        )
+        text = where
+        for name, part in (("video", seen.over_frames()), ("sound", seen.over_sound())):
+            gives = _of_head(part, head.value)
+            if len(gives):
+                to_text, to_word = gives.sum(1).mean(), gives[:, word.value].mean()
+                text += f"; {name} gives {to_text:.0%} of its attention to text, {to_word:.2%} to \u201c{chosen.text}\u201d"
         say(words, text)
 
     on_change(redraw, layer, head, scrub, word)
@@ -143,7 +148,11 @@ class _Panes:
         self.film = Mosaic(film, blank, columns=MOST_FRAMES, names=[f"frame {f}" for f in self.places], **look)
         wide = FILM * len(self.places) / MOST_FRAMES
         self.film_numbers = moving_labels(bar(self.film.image, 0.2 + wide, chart + 0.95, tall - 0.2), SHARES, widest="0.00058")
-        texts, span, unit = [_short(seen.words[i].text) for i in self.rows], seconds or float(t), "s" if seconds else "latent frames"
+        texts, span, unit = (
+            [_short(seen.words[i].text) for i in self.rows],
+            seconds or float(t),
+            "s" if seconds else "latent frames",
+        )
         image, mark = _chart(place(1.2, 0.5, 2.5, chart), t, texts, span, "video \u2192 words", unit)
         self.charts, self.marks, self.ridge, end = [image], [mark], None, 3.8
         if n_sound:
@@ -188,9 +197,7 @@ class _Panes:
                 text.set_text(f"{share * end:.2g}")
 
 
-def _chart(
-    ax: "Axes", moments: int, texts: Sequence[str], span: float, title: str, unit: str
-) -> tuple["AxesImage", "Rectangle"]:
+def _chart(ax: "Axes", moments: int, texts: Sequence[str], span: float, title: str, unit: str) -> tuple["AxesImage", "Rectangle"]:
     """A row for each word, and a border that will stand around one."""
     from matplotlib.patches import Rectangle
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Shaped
@@ -272,10 +272,10 @@ def patch(
     Args:
         transformer, inputs, branch, steps: see `record`.
         name: of `activation_names`, or a pattern with stars.
-        fn: takes the module's output and returns a tensor of the same shape, dtype and device; it must not write into its argument.
+        fn: takes the module's output and returns a tensor of its shape, dtype and device; must not write into its argument.
 
     Raises:
-        ValueError: an unknown name, `branch` or `steps` without `inputs`; in the run, that `fn` gives another shape, dtype or device.
+        ValueError: an unknown name, `branch` or `steps` without `inputs`; in the run, if `fn` gives another shape or dtype.
     """
     found = _find(transformer, [name])
     with watch(transformer, inputs, names=found, branch=branch, steps=steps) as watcher:

@@ -36,7 +36,8 @@ class WordEffects:
     on_picture: Float[Tensor, "words states t h w"]
 
     def __repr__(self) -> str:
-        return f"WordEffects({len(self.words)} words at {self.video.shape[1]} states, {'' if self.sound is not None else 'no '}sound)"
+        sound = "" if self.sound is None else " and sound"
+        return f"WordEffects({len(self.words)} words at {self.video.shape[1]} states, video{sound})"
 
 
 @torch.no_grad()
@@ -77,7 +78,11 @@ def word_effects(
         timestep = int(inputs.schedule.timesteps[state.step_index])
         return predict_velocity(models.transformer, state.latents, timestep, cond).to(torch.float32)
 
-    rows: dict[str, list[list[Tensor]]] = {"video": [[] for _ in kept], "sound": [[] for _ in kept], "picture": [[] for _ in kept]}
+    rows: dict[str, list[list[Tensor]]] = {
+        "video": [[] for _ in kept],
+        "sound": [[] for _ in kept],
+        "picture": [[] for _ in kept],
+    }
     for state in states:
         whole = velocity(state, inputs.cond)
         for place, cond in enumerate(conditions):
@@ -111,7 +116,7 @@ def attention_shares(
 
 
 def rank_correlation(a: Sequence[float] | Float[Tensor, " n"], b: Sequence[float] | Float[Tensor, " n"]) -> float:
-    """Spearman's: 1 where both have the same order, -1 where the opposite, around 0 where they have nothing to do with each other.
+    """Spearman's: 1 where both have the same order, -1 where the opposite, around 0 where one says nothing about the other.
 
     Args:
         a, b: `[n]` numbers, at least 3, of the same things.

@@ -171,9 +171,9 @@ def test_hooks_come_off_after_an_exception(pico, prepared, words):
     def fail(x):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), record_attention(pico.transformer, inputs, words=words):
-        with patch(pico.transformer, "gen.layers.3", fail):
-            list(denoise(pico.transformer, inputs, state))
+    looking = record_attention(pico.transformer, inputs, words=words)
+    with pytest.raises(KeyboardInterrupt), looking, patch(pico.transformer, "gen.layers.3", fail):
+        list(denoise(pico.transformer, inputs, state))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pico.transformer.modules())
 
 
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused(pico, prepared, words, how, message):
 
 @pytest.mark.parametrize(("s_text", "limit_gib"), [(200, 2.0), (3400, 3.0)])
 def test_a_layer_at_full_nano_size_stays_within_its_memory(s_text, limit_gib):
-    """720x1280x189 with sound: 44,357 media tokens, whose rows together would be 270 GB. Counted tensor by tensor on the meta device."""
+    """720x1280x189 with sound: 44,357 media tokens, whose rows together would be 270 GB. Counted tensor by tensor on meta."""
     config, layout = Cosmos3Config(num_hidden_layers=1, vocab_size=8), TokenLayout(s_text, (48, 45, 80), 2, 197)
     assert layout.s_gen == 44_357
     with torch.device("meta"):

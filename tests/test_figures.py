@@ -574,11 +574,12 @@ def position_figures():
 def attention_figures():
     frames, words = film(9, 32, 32), ["a", "red", "ball", "bounces"]
     shares = np.random.RandomState(0).rand(9, 4)
+    gets, does = ({"video": shares[i], "sound": shares[i + 1]} for i in (0, 2))
     return {
         "plot_attention_frames": figures.plot_attention_frames(frames, np.random.RandomState(0).rand(3, 4, 4), word="red"),
         "plot_word_time": figures.plot_word_time(shares, words, seconds=2.0, title="What the sound looks at"),
         "plot_sound_to_video": figures.plot_sound_to_video(shares, seconds=2.0, events=[0.5, 1.5], title="layer 4, head 2"),
-        "plot_word_effects": figures.plot_word_effects({"video": shares[0], "sound": shares[1]}, dict(zip(("video", "sound"), shares[2:4], strict=True)), words),
+        "plot_word_effects": figures.plot_word_effects(gets, does, words),
     }
 
 
@@ -665,7 +666,9 @@ SMALL = {
     "48 channels": lambda run, preview: figures.plot_latent_channels(torch.randn(1, 48, 2, 9, 16), frame=1),
     "one noise level": lambda run, preview: figures.plot_noise_levels(run.latents.video, sigmas=[0.5]),
     "one phase": lambda run, preview: figures.plot_stage_times({"denoise": 3723.5}).figure,
-    "wide frames with heat": lambda run, preview: figures.plot_attention_frames(film(5, 18, 32), np.eye(4)[None, :, :].repeat(2, 0), word="a word"),
+    "wide frames with heat": lambda run, preview: figures.plot_attention_frames(
+        film(5, 18, 32), np.ones((2, 3, 4)), word="a word"
+    ),
     "mono": lambda run, preview: figures.plot_timeline(film(3, 18, 32), 24.0, tone(440), RATE, scale="mel"),
 }
 

@@ -12,7 +12,15 @@ from cosmos3_lab.probe import activation_names, patch, record
 from cosmos3_lab.transformer import embed_gen_tokens, run_gen_layers
 
 STEPS = 3
-SIZE = {"num_frames": 9, "height": 48, "width": 80, "with_sound": True, "num_inference_steps": STEPS, "guidance_scale": 3.0, "negative_prompt": "noise"}
+SIZE = {
+    "num_frames": 9,
+    "height": 48,
+    "width": 80,
+    "with_sound": True,
+    "num_inference_steps": STEPS,
+    "guidance_scale": 3.0,
+    "negative_prompt": "noise",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +53,8 @@ def test_names_are_those_of_the_checkpoint_and_have_the_shapes_of_a_run(tiny, pr
     names = activation_names(tiny.transformer, inputs.cond.layout)
     weights = {name.rpartition(".")[0] for name, _ in tiny.transformer.named_parameters()}
     assert "gen.layers.1.self_attn.add_q_proj" in weights & set(names)
-    seen = {}
-    with record(tiny.transformer, ["gen.*", "gen.layers.*", "gen.layers.*.*", "gen.layers.*.*.*"], reduce=lambda x: torch.tensor(x.shape)) as got:
+    patterns = ["gen.*", "gen.layers.*", "gen.layers.*.*", "gen.layers.*.*.*"]
+    with record(tiny.transformer, patterns, reduce=lambda x: torch.tensor(x.shape)) as got:
         predict_velocity(tiny.transformer, state.latents, 500, inputs.cond)
     seen = {a.name: tuple(a.value.tolist()) for a in got.activations}
     assert seen == {name: shape for name, shape in names.items() if name.startswith("gen.")}
@@ -83,7 +91,9 @@ def test_unknown_names_are_refused_with_near_ones(tiny, wrong, near):
 
 
 def test_recording_leaves_results_bit_equal(pico):
-    inputs, state = prepare_denoise(pico, prepare_request(pico, "a red ball bounces", num_frames=9, with_sound=True, num_inference_steps=2))
+    inputs, state = prepare_denoise(
+        pico, prepare_request(pico, "a red ball bounces", num_frames=9, with_sound=True, num_inference_steps=2)
+    )
     alone = finish(pico.transformer, inputs, state)
     names = [name for name in activation_names(pico.transformer) if name.startswith("gen.")]
     with record(pico.transformer, names, inputs=inputs), record(pico.transformer, ["gen.layers.*"], reduce="full") as full:
@@ -188,7 +198,9 @@ def test_a_patch_changes_what_follows_and_nothing_before(tiny, prepared):
     places = [(a.at.step, a.at.branch, a.name[-1]) for a in plain.activations]
     first = places.index((1, "cond", "1"))
     assert same == [i < first for i in range(len(same))]
-    assert [torch.equal(a.value, b.value) for a, b in zip(plain.activations, run().activations, strict=True)] == [True] * len(same)
+    assert [torch.equal(a.value, b.value) for a, b in zip(plain.activations, run().activations, strict=True)] == [True] * len(
+        same
+    )
 
 
 def test_a_patch_of_the_text_tower_leaves_its_keys(tiny):
@@ -217,20 +229,23 @@ def test_hooks_come_off_whatever_happens(tiny, prepared, error):
     def fail(x):
         raise error
 
-    with pytest.raises(error), record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as outer:
+    def nested():
         with patch(tiny.transformer, "gen.layers.0", torch.neg), record(tiny.transformer, ["gen.layers.*"]):
             assert hooks(tiny.transformer) > before
             with patch(tiny.transformer, "gen.layers.2", fail):
                 finish(tiny.transformer, inputs, state)
+
+    with pytest.raises(error), record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as outer:
+        nested()
     assert hooks(tiny.transformer) == before
     assert len(outer) == 3  # what was there before the failure is kept
 
 
 def test_a_failing_reduction_takes_the_hooks_off_too(tiny, prepared):
     inputs, state = prepared
-    with pytest.raises(ValueError, match="not video frames"):
-        with record(tiny.transformer, ["gen.time_embedder"], reduce="frame_rms", inputs=inputs):
-            finish(tiny.transformer, inputs, state)
+    recording = record(tiny.transformer, ["gen.time_embedder"], reduce="frame_rms", inputs=inputs)
+    with pytest.raises(ValueError, match="not video frames"), recording:
+        finish(tiny.transformer, inputs, state)
     assert hooks(tiny.transformer) == 0
 
 
@@ -238,7 +253,10 @@ def test_the_same_twice_gives_the_same_twice(tiny, prepared):
     inputs, state = prepared
     found = []
     for _ in range(2):
-        with record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as a, record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as b:
+        with (
+            record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as a,
+            record(tiny.transformer, ["gen.layers.*"], inputs=inputs) as b,
+        ):
             finish(tiny.transformer, inputs, state)
         found += [torch.stack([one.value for one in seen.activations]) for seen in (a, b)]
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -260,8 +278,7 @@ def test_choices_that_cannot_work_are_refused(tiny, how, words):
 
 def test_a_branch_is_refused_for_what_runs_before_it_is_known(tiny, prepared):
     with pytest.raises(ValueError, match=r"gen\.proj_in, which runs before"):
-        with record(tiny.transformer, ["gen.*"], inputs=prepared[0], branch="cond"):
-            pass
+        record(tiny.transformer, ["gen.*"], inputs=prepared[0], branch="cond").__enter__()
 
 
 def test_a_stack_of_different_shapes_or_of_nothing_is_refused(tiny, prepared):

@@ -34,8 +34,8 @@ from cosmos3_lab.figure_canvas import LabAxes, LabFigure
 from cosmos3_lab.figure_style import new_panels
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
-from cosmos3_lab.schedule_widgets import _Curves as Curves
 from cosmos3_lab.prompt_words import prompt_words
+from cosmos3_lab.schedule_widgets import _Curves as Curves
 from cosmos3_lab.sound_widgets import _Panes as SoundPanes
 from cosmos3_lab.sound_widgets import outline, wav_bytes
 from cosmos3_lab.step_widgets import _Maps as StepMaps
@@ -46,7 +46,15 @@ from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels
 from cosmos3_lab.widget_parts import check_records, round_up
 
 STEPS = 5
-MODULES = ("lens_widgets", "schedule_widgets", "latent_widgets", "step_widgets", "player_widgets", "sound_widgets", "token_widgets")
+MODULES = (
+    "lens_widgets",
+    "schedule_widgets",
+    "latent_widgets",
+    "step_widgets",
+    "player_widgets",
+    "sound_widgets",
+    "token_widgets",
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +100,16 @@ def makers(pico, run, looked):
     return made
 
 
-NAMES = ["attention_lens", "schedule_explorer", "latent_viewer", "denoise_player", "guidance_lens", "unipc_lens", "token_view", "sound_view"]
+NAMES = [
+    "attention_lens",
+    "schedule_explorer",
+    "latent_viewer",
+    "denoise_player",
+    "guidance_lens",
+    "unipc_lens",
+    "token_view",
+    "sound_view",
+]
 by_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -560,7 +577,7 @@ def test_the_lens_tells_the_numbers_of_layer_head_step_and_word(looked, run, in_
     the(widget, ipywidgets.IntSlider, "step").value = 1
     (value,) = [a.value for a in looked if (a.name, a.at.step) == ("gen.layers.4", 3)]
     share = float(value.over_frames()[3, :, 4].mean())
-    assert f"layer 4, head 3, step 3: video gives {float(value.over_frames()[3].sum(-1).mean()):.0%}" in texts(widget)
+    assert f"layer 4, head 3, step 3; video gives {float(value.over_frames()[3].sum(-1).mean()):.0%}" in texts(widget)
     assert f"{share:.2%} to \u201cred\u201d" in texts(widget)
     before = png(widget)
     choices["head"].value = -1

@@ -28,11 +28,11 @@ def _is_tensor(found: object, shape: Sequence[int], what: str) -> None:
 
 @exercise(
     "11.1",
-    hint="A word's tokens are word.start to word.stop - 1: rows[..., word.start : word.stop]. Put one number for each word together "
-    "with torch.stack(..., dim=-1).",
+    hint="A word's tokens are word.start to word.stop - 1: rows[..., word.start : word.stop]. Put one number for each word "
+    "together with torch.stack(..., dim=-1).",
 )
 def pool_words(answer: Callable[[Float[Tensor, "heads queries s_text"], Sequence[PromptWord]], Tensor]) -> None:
-    """Shares are added, not averaged: a word of three tokens gets what its tokens get together, and the words' sum stays the same."""
+    """Shares are added, not averaged: a word gets what its tokens get together, and the sum over all words stays the same."""
     rows = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)) / 7
     found = call(answer, rows.clone(), WORDS)
     _is_tensor(found, (2, 5, 4), "rows [2, 5, 7] of 7 tokens in 4 words")
@@ -57,12 +57,12 @@ def share_of_text(answer: Callable[[Float[Tensor, "queries s_text"], Float[Tenso
     found = call(answer, scores[:, :9].clone(), scores[:, 9:].logsumexp(-1))
     _is_tensor(found, (6, 9), "scores [6, 9] and rest [6]")
     text_alone = scores[:, :9].softmax(-1)
-    expect(not torch.allclose(found, text_alone, atol=1e-3), "the shares of the text alone sum to 1; `rest` has its part in the sum.")
+    expect(not torch.allclose(found, text_alone, atol=1e-3), "the text's shares sum to 1; `rest` has its part in the sum.")
     away = float((found - want).abs().max())
     expect(away < CLOSE, f"the shares are off by up to {away:.2g}; `rest` is the log of a sum of exponentials, not a sum.")
     large = scores * 100 + 500
     found = call(answer, large[:, :9].clone(), large[:, 9:].logsumexp(-1))
-    expect(bool(torch.isfinite(found).all()), "scores of some hundreds give inf or nan: take the difference before the exponential.")
+    expect(bool(torch.isfinite(found).all()), "scores of some hundreds give inf or nan: subtract before the exponential.")
     away = float((found - large.softmax(-1)[:, :9]).abs().max())
     expect(away < 1e-3, f"with scores of some hundreds the shares are off by up to {away:.2g}.")
 
@@ -72,7 +72,7 @@ def share_of_text(answer: Callable[[Float[Tensor, "queries s_text"], Float[Tenso
     hint="`q.clone().unflatten(-1, (heads, -1))` gives the heads an axis of their own; `.flatten(-2)` takes it away again.",
 )
 def blind(answer: Callable[[Float[Tensor, "tokens width"], int, int], Tensor]) -> None:
-    """A query of zeros has the same score with every key: this head now sees the mean of everything, and nothing in particular."""
+    """A query of zeros has the same score with every key: this head sees the mean of everything, and nothing in particular."""
     q = torch.randn(5, 24, generator=torch.Generator().manual_seed(2))
     given = q.clone()
     found = call(answer, given, 2, 6)

@@ -35,7 +35,7 @@ def test_right_answers_pass(name, answer):
         ("11.1", lambda rows, words: torch.stack([rows[..., w.start] for w in words], -1), "is off by"),
         ("11.1", lambda rows, words: pool(rows, words)[0], "gave the shape [5, 4]"),
         ("11.1", lambda rows, words: None, "returns nothing yet"),
-        ("11.2", lambda scores, rest: scores.softmax(-1), "the text alone"),
+        ("11.2", lambda scores, rest: scores.softmax(-1), "the text's shares sum to 1"),
         ("11.2", lambda scores, rest: scores.exp() / (scores.exp().sum(-1) + rest.exp())[:, None], "inf or nan"),
         ("11.2", lambda scores, rest: scores.exp() / (scores.exp().sum(-1) + rest)[:, None], "not a sum"),
         ("11.3", blind_in_place, "writes into its argument"),
