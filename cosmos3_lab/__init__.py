@@ -63,7 +63,8 @@ from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.prepare import make_processor, prepare_request
 from cosmos3_lab.generate import Generation, decode_latents, generate, run_request
-from cosmos3_lab.probe import Activation, Pass, Recording, activation_names, patch, record
+from cosmos3_lab.passes import Activation, Pass, Recording
+from cosmos3_lab.probe import activation_names, patch, record
 from cosmos3_lab.attention_maps import LayerAttention, attention_rows, layer_attention, record_attention
 from cosmos3_lab.word_effects import WordEffects, attention_shares, word_effects
 

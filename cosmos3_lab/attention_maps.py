@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from cosmos3_lab.denoise import DenoiseInputs
 from cosmos3_lab.layers import apply_rotary
+from cosmos3_lab.passes import Branch, Recording, watch
 from cosmos3_lab.positions import TokenLayout
-from cosmos3_lab.probe import Branch, Recording, watch
 from cosmos3_lab.prompt_words import PromptWord, word_of_token
 from cosmos3_lab.towers import Cosmos3Transformer, GENLayer, LayerKV, Rope
 

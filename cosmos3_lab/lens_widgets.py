@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from cosmos3_lab.attention_maps import LayerAttention
 from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, as_array, dress, dress_colour_bar, new_figure, pick_evenly
 from cosmos3_lab.lens_figures import HEAT, frame_edges, heated, middle_frames, plot_attention_frames
-from cosmos3_lab.probe import Activation
+from cosmos3_lab.passes import Activation
 from cosmos3_lab.prompt_words import PromptWord
 from cosmos3_lab.widget_parts import dropdown, has_front_end, lab_box, line, on_change, row, say, slider
 

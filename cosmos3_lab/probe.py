@@ -15,110 +15,23 @@ Read next: `attention_maps.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.denoise import DenoiseInputs
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.passes import Branch, Recording, matches, watch
 from cosmos3_lab.positions import TokenLayout
-from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, LayerKV, Rope
+from cosmos3_lab.towers import Cosmos3Config, Cosmos3Transformer, Rope
 from cosmos3_lab.transformer import Cosmos3Condition, embed_gen_tokens, project_velocity, run_gen_layers
 
-Branch = Literal["cond", "uncond"]
-LAST = ("gen.proj_out", "gen.audio_proj_out")  # modules after the layers
 Reduction = Literal["rms", "token_rms", "frame_rms", "mean", "frame_mean", "full"]
 SMALL = TokenLayout(s_text=8, video_shape=(3, 4, 4), patch=2, n_sound=4)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Which pass of GEN a value belongs to. What is not known is None: all of it for UND, step and branch without inputs.
-
-    Attributes:
-        step: of the schedule.
-        branch: "cond" or "uncond".
-        timestep: what the network was told.
-    """
-
-    step: int | None = None
-    branch: Branch | None = None
-    timestep: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Activation:
-    """What one call of one module gave, reduced.
-
-    Attributes:
-        name: of the module.
-        at: the pass that it belongs to. (The projections inside an MLP see a long sequence in parts, one call for each.)
-        value: `[...]` on the CPU, as the reduction made it.
-    """
-
-    name: str
-    at: Pass
-    value: Any
-
-    def __repr__(self) -> str:
-        value = f"{list(self.value.shape)}" if isinstance(self.value, Tensor) else repr(self.value)
-        return f"Activation({self.name}, step {self.at.step}, {self.at.branch}, value={value})"
-
-
-class Recording:
-    """What was recorded so far: activations in the order of the calls."""
-
-    def __init__(self) -> None:
-        self.activations: list[Activation] = []
-
-    def select(self, name: str = "*", *, branch: Branch | None = None, step: int | None = None) -> list[Activation]:
-        """Those of some modules, of one branch, of one step.
-
-        Args:
-            name: of a module, or a pattern as in `record`.
-            branch, step: None for all.
-        """
-        return [
-            a
-            for a in self.activations
-            if (name == "*" or _matches(a.name, name)) and branch in (None, a.at.branch) and step in (None, a.at.step)
-        ]
-
-    def stack(self, name: str, *, branch: Branch | None = None) -> Shaped[Tensor, "..."]:
-        """The values of one module over the passes, `[passes, ...]`.
-
-        Args:
-            name: of the module.
-            branch: None for all passes.
-
-        Raises:
-            ValueError: nothing of it was recorded, or the values have different shapes.
-        """
-        found = [a.value for a in self.select(name, branch=branch)]
-        shapes = sorted({tuple(value.shape) for value in found})
-        if len(shapes) != 1:
-            what = f"values of shapes {shapes}" if shapes else "no values"
-            raise ValueError(f"got {what} for {name!r} ({branch or 'both branches'}), expected some of one shape; see select()")
-        return torch.stack(found)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors kept."""
-        return sum(a.value.nbytes for a in self.activations if hasattr(a.value, "nbytes"))
-
-    def __len__(self) -> int:
-        return len(self.activations)
-
-    def __repr__(self) -> str:
-        names = {a.name for a in self.activations}
-        return f"Recording({len(self)} values of {len(names)} modules, {self.nbytes:,} bytes)"
 
 
 # ----------------------------------------------------------------------------------------------------------------- names
@@ -168,19 +81,13 @@ def _find(transformer: Cosmos3Transformer, patterns: Sequence[str]) -> list[str]
     """
     known = list(activation_names(transformer))
     for pattern in patterns:
-        if not any(_matches(name, pattern) for name in known):
+        if not any(matches(name, pattern) for name in known):
             near = get_close_matches(pattern, known, n=3)
             raise ValueError(
                 f"got the name {pattern!r}, expected a module that a run calls, "
                 f"{'try ' + ' or '.join(near) if near else 'see activation_names(transformer)'}"
             )
-    return [name for name in known if any(_matches(name, pattern) for pattern in patterns)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """A star stands for one part of the path, or for some of its letters."""
-    parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+    return [name for name in known if any(matches(name, pattern) for pattern in patterns)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- record
@@ -294,105 +201,6 @@ def patch(
             module = transformer.get_submodule(one)
             watcher.hooks.callback(module.register_forward_hook(lambda m, args, out, n=one: replaced(n, out)).remove)
         yield
-
-
-# ----------------------------------------------------------------------------------------------------------------- watch
-
-
-class Watcher:
-    """Knows which pass of GEN is running, and brings what its hooks kept to the CPU when the next one begins.
-
-    Args:
-        inputs: of the run, or None.
-        branch, steps: of which passes things are wanted; None for all.
-    """
-
-    def __init__(self, inputs: DenoiseInputs | None, branch: Branch | None, steps: Sequence[int] | None) -> None:
-        self.inputs, self.branch, self.steps = inputs, branch, steps
-        self.hooks, self.recording = ExitStack(), Recording()
-        self._at, self._told, self._pending = Pass(), [], []
-
-    def begin(self, timestep: int) -> None:
-        """A pass begins; its branch shows at the first layer.
-
-        Args:
-            timestep: what the network is told.
-        """
-        self.flush()
-        self._at = Pass(self._step(timestep), None, timestep)
-        self._told.append(timestep)
-
-    def _step(self, timestep: int) -> int | None:
-        """The nearest of the schedule, for one preset rounds timesteps; of equal ones each gets its share of the passes."""
-        if self.inputs is None:
-            return None
-        away = (self.inputs.schedule.timesteps.cpu() - timestep).abs()
-        equal = (away == away.min()).nonzero().flatten().tolist()
-        passes = 1 if self.inputs.uncond is None else 2
-        return equal[min(self._told.count(timestep) // passes, len(equal) - 1)]
-
-    def enter_layer(self, layer: int, text: LayerKV) -> None:
-        """GEN layer `layer` is about to read this text, which says which branch this is."""
-        if self.inputs is not None:
-            conditions = {"cond": self.inputs.cond, "uncond": self.inputs.uncond}
-            found = [name for name, cond in conditions.items() if cond is not None and cond.cached_kv[layer] is text]
-            self._at = replace(self._at, branch=next(iter(found), None))
-
-    def wanted(self) -> bool:
-        """Whether this pass is one of those asked for."""
-        return self.branch in (None, self._at.branch) and (self.steps is None or self._at.step in self.steps)
-
-    def keep(self, name: str, value: Any) -> None:  # noqa: ANN401
-        """Keep a reduced value; of a tensor a copy, for a view would keep all of what it was taken from."""
-        at = Pass() if name.startswith("und.") else self._at
-        self._pending.append((name, at, value.clone() if isinstance(value, Tensor) else value))
-
-    def flush(self) -> None:
-        """Bring what is pending to the CPU. What came before the first layer gets its branch here."""
-        for name, at, value in self._pending:
-            if at.branch is None and at.timestep is not None and at.step == self._at.step:
-                at = self._at
-            self.recording.activations.append(Activation(name, at, value.to("cpu") if hasattr(value, "to") else value))
-        self._pending.clear()
-
-
-@contextmanager
-def watch(
-    transformer: Cosmos3Transformer,
-    inputs: DenoiseInputs | None,
-    *,
-    names: Sequence[str] = (),
-    branch: Branch | None = None,
-    steps: Sequence[int] | None = None,
-) -> Iterator[Watcher]:
-    """A `Watcher` on the GEN tower; when the block is left, all hooks come off, its own and those in `watcher.hooks`.
-
-    Args:
-        transformer, inputs, branch, steps: see `record`.
-        names: of the modules that will be hooked.
-
-    Raises:
-        ValueError: `branch` or `steps` without `inputs`, or for modules that run before they are known.
-    """
-    if (branch is not None or steps is not None) and inputs is None:
-        raise ValueError("got branch or steps without inputs, which say what a pass is; give inputs=")
-    early = [name for name in names if name.startswith("und.") or not name.startswith(("gen.layers", "gen.norm", *LAST))]
-    if branch is not None and early:
-        raise ValueError(f"got branch={branch!r} for {early[0]}, which runs before the branch is known, at the first GEN layer")
-    watcher, gen = Watcher(inputs, branch, steps), transformer.gen
-
-    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        watcher.begin(round(float(args[0]) / transformer.config.timestep_scale))
-
-    with watcher.hooks:
-        watcher.hooks.callback(gen.time_embedder.register_forward_pre_hook(begin).remove)
-        for i, layer in enumerate(gen.layers):
-            hook = layer.register_forward_pre_hook(lambda m, args, i=i: watcher.enter_layer(i, args[1]))
-            watcher.hooks.callback(hook.remove)
-        try:
-            yield watcher
-        finally:
-            watcher.flush()
 
 
 def _tensor(out: Any) -> Tensor:  # noqa: ANN401
