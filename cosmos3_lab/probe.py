@@ -17,6 +17,7 @@ Read next: `attention_maps.py`.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
