@@ -96,7 +96,7 @@ def _build(
             gives = _of_head(part, head.value)
             if len(gives):
                 to_text, to_word = gives.sum(1).mean(), gives[:, word.value].mean()
-                text += f"; {name} gives {to_text:.0%} of its attention to text, {to_word:.2%} to \u201c{chosen.text}\u201d"
+                text += f"; {name} gives {to_text:.0%} to text, {to_word:.2%} to \u201c{chosen.text}\u201d"
         say(words, text)
 
     on_change(redraw, layer, head, scrub, word)
@@ -153,10 +153,10 @@ class _Panes:
             seconds or float(t),
             "s" if seconds else "latent frames",
         )
-        image, mark = _chart(place(1.2, 0.5, 2.5, chart), t, texts, span, "video \u2192 words", unit)
+        image, mark = _chart(place(1.2, 0.5, 2.45, chart), t, texts, span, "video \u2192 words", unit)
         self.charts, self.marks, self.ridge, end = [image], [mark], None, 3.8
         if n_sound:
-            image, mark = _chart(place(3.85, 0.5, 2.5, chart), n_sound, [""] * len(texts), span, "sound \u2192 words", unit)
+            image, mark = _chart(place(3.9, 0.5, 2.45, chart), n_sound, [""] * len(texts), span, "sound \u2192 words", unit)
             self.charts.append(image)
             self.marks.append(mark)
             ax, end = place(7.55, 0.5, 1.75, chart), 6.45
