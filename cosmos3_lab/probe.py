@@ -180,7 +180,8 @@ def patch(
     Args:
         transformer, inputs, branch, steps: see `record`.
         name: of `activation_names`, or a pattern with stars.
-        fn: takes the module's output and returns a tensor of its shape, dtype and device; must not write into its argument.
+        fn: takes the module's output `[tokens, d]` and returns a tensor of that shape, dtype and device; must not write into
+            its argument.
 
     Raises:
         ValueError: an unknown name, `branch` or `steps` without `inputs`; in the run, if `fn` gives another shape or dtype.

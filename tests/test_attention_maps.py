@@ -196,9 +196,9 @@ def test_what_does_not_fit_is_refused(pico, prepared, words, how, message):
 # ---------------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize(("s_text", "limit_gib"), [(200, 2.0), (3400, 3.0)])
-def test_a_layer_at_full_nano_size_stays_within_its_memory(s_text, limit_gib):
+def test_a_layer_at_full_nano_size_stays_within_its_memory():
     """720x1280x189 with sound: 44,357 media tokens, whose rows together would be 270 GB. Counted tensor by tensor on meta."""
+    s_text = 3400
     config, layout = Cosmos3Config(num_hidden_layers=1, vocab_size=8), TokenLayout(s_text, (48, 45, 80), 2, 197)
     assert layout.s_gen == 44_357
     with torch.device("meta"):
@@ -210,7 +210,7 @@ def test_a_layer_at_full_nano_size_stays_within_its_memory(s_text, limit_gib):
     meter = Meter()
     with torch.no_grad(), meter.watching():
         seen = layer_attention(layer, x, text, rope, layout, words)
-    assert peak_bytes(meter.events) < limit_gib * 2**30
+    assert peak_bytes(meter.events) < 2.5 * 2**30
     assert seen.to_words.shape == (1, 44_357, s_text)
 
 
