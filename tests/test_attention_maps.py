@@ -57,6 +57,17 @@ def test_rows_are_the_softmax_summed_over_groups(keys_at_once, groups):
     assert torch.allclose(rows.sum(-1), torch.ones(4, 6), atol=1e-6)
 
 
+@pytest.mark.cuda
+def test_rows_on_a_gpu_are_as_exact():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(300, 8, 128, generator=generator), torch.randn(700, 2, 128, generator=generator)
+    q, k = q.bfloat16(), k.bfloat16()
+    rows = attention_rows(q.cuda(), k.cuda(), groups=[1] * 100 + [200] * 3, keys_at_once=150).cpu()
+    want = softmax_rows(q, k)
+    assert (rows[..., :100] - want[..., :100]).abs().max() < 1e-4
+    assert (rows[..., 100:] - want[..., 100:].unflatten(-1, (3, 200)).sum(-1)).abs().max() < 1e-4
+
+
 def test_large_scores_do_not_overflow():
     q, k = torch.full((2, 1, 4), 20.0), torch.full((9, 1, 4), 20.0)  # scores of 800, whose exponential is infinite
     k[3] *= -1
