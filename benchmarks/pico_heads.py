@@ -4,7 +4,7 @@
 
 Captions that training never saw, one thing with event sounds. For each kind of patch: F1 of impacts seen and onsets heard,
 milliseconds from each impact to the nearest onset, and the share of clips in which each attribute is right. Notebook 11 does the
-same with three prompts.
+same with two prompts.
 """
 
 import argparse

@@ -156,6 +156,7 @@ def _log_sums(queries: Tensor, keys: Tensor, start: int, length: int, count: int
 # ----------------------------------------------------------------------------------------------------------------- layer
 
 
+@torch.no_grad()
 def layer_attention(
     layer: GENLayer,
     x: Float[Tensor, "s_gen d_model"],
@@ -190,13 +191,10 @@ def layer_attention(
     of_kv = attention.add_q_proj.weight.shape[0] // width // kv_heads
     heads = _checked_heads(heads, of_kv * kv_heads)
 
-    def normed(part: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return layer.input_layernorm_moe_gen.forward(x[part]), (rope.cos[part], rope.sin[part])
-
     # Modules are called by `forward`, so that hooks on them, such as those of `record`, see the run and not this.
     def project(part: slice, projection: nn.Module, norm: nn.Module) -> Tensor:
-        n, turn = normed(part)
-        return apply_rotary(norm.forward(projection.forward(n).unflatten(-1, (-1, width))), *turn)
+        projected = projection.forward(layer.input_layernorm_moe_gen.forward(x[part]))
+        return apply_rotary(norm.forward(projected.unflatten(-1, (-1, width))), rope.cos[part], rope.sin[part])
 
     k = torch.cat([text.k, *(project(p, attention.add_k_proj, attention.norm_added_k) for p in _parts(len(x), keys_at_once))])
     k = k[:, [head // of_kv for head in heads]] if len(heads) < of_kv * kv_heads else k

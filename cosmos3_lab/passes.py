@@ -193,9 +193,12 @@ def watch(
     """
     if (branch is not None or steps is not None) and inputs is None:
         raise ValueError("got branch or steps without inputs, which say what a pass is; give inputs=")
-    early = [name for name in names if name.startswith("und.") or _before_layers(name)]
-    if branch is not None and early:
-        raise ValueError(f"got branch={branch!r} for {early[0]}, which runs before the branch is known, at the first GEN layer")
+    early = [name for name in names if name.startswith("und.") or (branch is not None and _before_layers(name))]
+    if early and (branch is not None or steps is not None):
+        raise ValueError(
+            f"got a branch or steps for {early[0]}, which runs before they are known: a step with GEN's timestep, a branch at "
+            "its first layer; leave them out"
+        )
     watcher, gen = Watcher(inputs, branch, steps), transformer.gen
 
     def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:

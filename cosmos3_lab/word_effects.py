@@ -46,7 +46,7 @@ def word_effects(
 ) -> WordEffects:
     """Take each word of the prompt away, encode what is left, and measure what that does to the velocity.
 
-    Costs one pass of UND for each word and one of GEN for each word and state (on Nano at 720x1280x189 some 15 s each).
+    Costs one pass of UND for each word, and one of GEN, which is half a step, for each word and state.
 
     Args:
         models: from `load_cosmos3`.
@@ -78,11 +78,7 @@ def word_effects(
         timestep = int(inputs.schedule.timesteps[state.step_index])
         return predict_velocity(models.transformer, state.latents, timestep, cond).to(torch.float32)
 
-    rows: dict[str, list[list[Tensor]]] = {
-        "video": [[] for _ in kept],
-        "sound": [[] for _ in kept],
-        "picture": [[] for _ in kept],
-    }
+    rows: dict[str, list[list[Tensor]]] = {name: [[] for _ in kept] for name in ("video", "sound", "picture")}
     for state in states:
         whole = velocity(state, inputs.cond)
         for place, cond in enumerate(conditions):

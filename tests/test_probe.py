@@ -1,6 +1,7 @@
 """Hooks: what they record is what the modules gave, they change nothing, they stay small, and they always come off."""
 
 import gc
+import re
 from dataclasses import replace
 
 import pytest
@@ -276,9 +277,13 @@ def test_choices_that_cannot_work_are_refused(tiny, how, words):
     assert hooks(tiny.transformer) == 0
 
 
-def test_a_branch_is_refused_for_what_runs_before_it_is_known(tiny, prepared):
-    with pytest.raises(ValueError, match=r"gen\.proj_in, which runs before"):
-        record(tiny.transformer, ["gen.*"], inputs=prepared[0], branch="cond").__enter__()
+@pytest.mark.parametrize(("name", "how"), [("gen.proj_in", {"branch": "cond"}), ("und.layers.0", {"steps": [0]})])
+def test_a_branch_or_step_is_refused_for_what_runs_before_it_is_known(tiny, prepared, name, how):
+    with pytest.raises(ValueError, match=f"for {re.escape(name)}, which runs before"):
+        record(tiny.transformer, [name], inputs=prepared[0], **how).__enter__()
+    with record(tiny.transformer, ["gen.proj_in"], inputs=prepared[0], steps=[1]) as seen:
+        finish(tiny.transformer, *prepared)
+    assert [(a.at.step, a.at.branch) for a in seen.activations] == [(1, "uncond"), (1, "cond")]
 
 
 def test_a_stack_of_different_shapes_or_of_nothing_is_refused(tiny, prepared):
