@@ -6,6 +6,7 @@ The names below are in the order of the story. Start with `load_cosmos3` and `ge
 from cosmos3_lab.captions import NegativePrompt, cosmos3_generation_caption, default_negative_prompt
 from cosmos3_lab.prompt import Cosmos3Processor, Cosmos3TokenizedPrompt, TokenRow, token_table
 from cosmos3_lab.sizes import NANO, MediaSpec, effective_num_frames, pixel_to_latent_shape, sound_latent_frames
+from cosmos3_lab.prompt_words import PromptWord, prompt_words
 from cosmos3_lab.request import Cosmos3T2VRequest, make_request
 from cosmos3_lab.latents import Latents, init_latents, patchify, unpatchify
 from cosmos3_lab.schedule import (
@@ -62,5 +63,9 @@ from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.prepare import make_processor, prepare_request
 from cosmos3_lab.generate import Generation, decode_latents, generate, run_request
+from cosmos3_lab.passes import Activation, Pass, Recording
+from cosmos3_lab.probe import activation_names, patch, record
+from cosmos3_lab.attention_maps import LayerAttention, attention_rows, layer_attention, record_attention
+from cosmos3_lab.word_effects import WordEffects, attention_shares, word_effects
 
 __version__ = "0.1.0"

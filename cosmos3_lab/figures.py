@@ -17,6 +17,7 @@ from cosmos3_lab.latent_figures import (
     plot_latent_frames,
     plot_latent_histogram,
 )
+from cosmos3_lab.lens_figures import plot_attention_frames, plot_sound_to_video, plot_word_effects, plot_word_time
 from cosmos3_lab.lesson_figures import plot_curves, plot_parts, plot_positions, plot_token_change, plot_token_sequence
 from cosmos3_lab.schedule_figures import plot_noise_levels, plot_schedules, plot_stage_times, plot_tokens
 from cosmos3_lab.sound_figures import plot_sound, plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
@@ -26,6 +27,7 @@ __all__ = [
     "filmstrip",
     "filmstrip_of_x0",
     "guidance_map",
+    "plot_attention_frames",
     "plot_curves",
     "plot_guidance",
     "plot_latent_channels",
@@ -37,6 +39,7 @@ __all__ = [
     "plot_schedules",
     "plot_sound",
     "plot_sound_latents",
+    "plot_sound_to_video",
     "plot_spectrogram",
     "plot_stage_times",
     "plot_timeline",
@@ -46,4 +49,6 @@ __all__ = [
     "plot_trajectory",
     "plot_unipc",
     "plot_waveform",
+    "plot_word_effects",
+    "plot_word_time",
 ]

@@ -10,6 +10,7 @@ Read next: `schedule_widgets.py`, `widget_parts.py` for what they share.
 """
 
 from cosmos3_lab.latent_widgets import latent_viewer
+from cosmos3_lab.lens_widgets import attention_lens
 from cosmos3_lab.panel import generation_panel
 from cosmos3_lab.player_widgets import denoise_player
 from cosmos3_lab.schedule_widgets import schedule_explorer
@@ -18,6 +19,7 @@ from cosmos3_lab.step_widgets import guidance_lens, unipc_lens
 from cosmos3_lab.token_widgets import token_view
 
 __all__ = [
+    "attention_lens",
     "denoise_player",
     "generation_panel",
     "guidance_lens",

@@ -527,6 +527,10 @@ BAD = {
     "plot_sound": lambda: figures.plot_sound(np.zeros((1, 2, 100)), RATE),
     "plot_sound_latents": lambda: figures.plot_sound_latents(torch.zeros(5, 16)),
     "plot_timeline": lambda: figures.plot_timeline(film(), 4.0, np.zeros((1, 100)), RATE, sound_latents=np.zeros((5, 16))),
+    "plot_attention_frames": lambda: figures.plot_attention_frames(film(), np.zeros((3, 4)), word="red"),
+    "plot_word_time": lambda: figures.plot_word_time(np.zeros((3, 4)), ["a"], seconds=1.0),
+    "plot_sound_to_video": lambda: figures.plot_sound_to_video(np.zeros((1, 3, 4)), seconds=1.0),
+    "plot_word_effects": lambda: figures.plot_word_effects({"video": np.zeros(3)}, {"video": np.zeros(3)}, ["a"]),
 }
 
 
@@ -567,6 +571,18 @@ def position_figures():
     return {"plot_positions": places, "plot_token_sequence": figures.plot_token_sequence(layout)}
 
 
+def attention_figures():
+    frames, words = film(9, 32, 32), ["a", "red", "ball", "bounces"]
+    shares = np.random.RandomState(0).rand(9, 4)
+    gets, does = ({"video": shares[i], "sound": shares[i + 1]} for i in (0, 2))
+    return {
+        "plot_attention_frames": figures.plot_attention_frames(frames, np.random.RandomState(0).rand(3, 4, 4), word="red"),
+        "plot_word_time": figures.plot_word_time(shares, words, seconds=2.0, title="What the sound looks at"),
+        "plot_sound_to_video": figures.plot_sound_to_video(shares, seconds=2.0, events=[0.5, 1.5], title="layer 4, head 2"),
+        "plot_word_effects": figures.plot_word_effects(gets, does, words),
+    }
+
+
 def every_figure(run, preview):
     """Each public function once, on the run."""
     out, records, latents = run.output, run.records, run.latents
@@ -594,6 +610,7 @@ def every_figure(run, preview):
         "plot_parts": figures.plot_parts({"UND": {"layers": 3.0, "rest": 1.0}, "GEN": {"layers": 3.0, "rest": 0.5}}),
         "plot_token_change": figures.plot_token_change(np.triu(np.ones((3, 8))), token=1),
         **position_figures(),
+        **attention_figures(),
     }
     return {name: value if isinstance(value, Figure) else value.figure for name, value in made.items()}
 
@@ -649,6 +666,9 @@ SMALL = {
     "48 channels": lambda run, preview: figures.plot_latent_channels(torch.randn(1, 48, 2, 9, 16), frame=1),
     "one noise level": lambda run, preview: figures.plot_noise_levels(run.latents.video, sigmas=[0.5]),
     "one phase": lambda run, preview: figures.plot_stage_times({"denoise": 3723.5}).figure,
+    "wide frames with heat": lambda run, preview: figures.plot_attention_frames(
+        film(5, 18, 32), np.ones((2, 3, 4)), word="a word"
+    ),
     "mono": lambda run, preview: figures.plot_timeline(film(3, 18, 32), 24.0, tone(440), RATE, scale="mel"),
 }
 
@@ -698,6 +718,8 @@ def test_colours_differ_for_the_colour_blind():
         lambda ax, run: figures.plot_trajectory(run.records, ax=ax),
         lambda ax, run: figures.plot_stage_times(run.timings, ax=ax),
         lambda ax, run: figures.plot_tokens([TokenRow(0, 5, "a", "prompt")], ax=ax),
+        lambda ax, run: figures.plot_word_time(np.eye(3), ["a", "b", "c"], seconds=1.0, ax=ax),
+        lambda ax, run: figures.plot_sound_to_video(np.eye(3), seconds=1.0, ax=ax),
     ],
 )
 def test_given_axes_are_drawn_on_and_returned(draw, run):

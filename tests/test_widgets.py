@@ -17,11 +17,24 @@ import torch
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
-from cosmos3_lab import decode_sound, flow_schedule, generate, karras_schedule, load_cosmos3, widgets
+from cosmos3_lab import (
+    decode_sound,
+    denoise,
+    flow_schedule,
+    generate,
+    karras_schedule,
+    load_cosmos3,
+    make_processor,
+    prepare_denoise,
+    prepare_request,
+    widgets,
+)
+from cosmos3_lab.attention_maps import record_attention
 from cosmos3_lab.figure_canvas import LabAxes, LabFigure
 from cosmos3_lab.figure_style import new_panels
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
+from cosmos3_lab.prompt_words import prompt_words
 from cosmos3_lab.schedule_widgets import _Curves as Curves
 from cosmos3_lab.sound_widgets import _Panes as SoundPanes
 from cosmos3_lab.sound_widgets import outline, wav_bytes
@@ -33,7 +46,15 @@ from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels
 from cosmos3_lab.widget_parts import check_records, round_up
 
 STEPS = 5
-MODULES = ("schedule_widgets", "latent_widgets", "step_widgets", "player_widgets", "sound_widgets", "token_widgets")
+MODULES = (
+    "lens_widgets",
+    "schedule_widgets",
+    "latent_widgets",
+    "step_widgets",
+    "player_widgets",
+    "sound_widgets",
+    "token_widgets",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +71,23 @@ def run(pico):
 
 
 @pytest.fixture(scope="module")
-def makers(pico, run):
+def looked(pico):
+    """Attention of two layers at two steps, head by head."""
+    size = {"num_frames": 9, "height": 96, "width": 96, "fps": 16.0}
+    prompt = pico.defaults.example_prompts[0]
+    inputs, state = prepare_denoise(pico, prepare_request(pico, prompt, with_sound=True, num_inference_steps=STEPS, **size))
+    words = prompt_words(make_processor(pico, **size), prompt)
+    with record_attention(pico.transformer, inputs, words=words, layers=[2, 4], steps=[0, 3], per_head=True) as seen:
+        list(denoise(pico.transformer, inputs, state))
+    return seen.activations
+
+
+@pytest.fixture(scope="module")
+def makers(pico, run, looked):
     """Every widget, ready to be made."""
     prompt, output = pico.defaults.example_prompts[0], run.output
     made = {
+        "attention_lens": lambda: widgets.attention_lens(looked, output.frames, seconds=9 / 16),
         "schedule_explorer": lambda: widgets.schedule_explorer(flow_schedule(8)),
         "latent_viewer": lambda: widgets.latent_viewer(run.records, latent_preview(pico)),
         "denoise_player": lambda: widgets.denoise_player(run.records, pico),
@@ -66,7 +100,16 @@ def makers(pico, run):
     return made
 
 
-NAMES = ["schedule_explorer", "latent_viewer", "denoise_player", "guidance_lens", "unipc_lens", "token_view", "sound_view"]
+NAMES = [
+    "attention_lens",
+    "schedule_explorer",
+    "latent_viewer",
+    "denoise_player",
+    "guidance_lens",
+    "unipc_lens",
+    "token_view",
+    "sound_view",
+]
 by_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -525,3 +568,24 @@ def test_the_numbers_of_a_map_are_those_of_its_step(run, in_kernel):
     row.show(2, whole_run=True)
     assert row.numbers[-1].get_text() == f"{maps.max():.2g}"
     assert row.tiles.image.get_array().max() == pytest.approx(maps[2].max() / maps.max())
+
+
+def test_the_lens_tells_the_numbers_of_layer_head_step_and_word(looked, run, in_kernel):
+    widget = widgets.attention_lens(looked, run.output.frames, seconds=9 / 16)
+    choices = {c.description: c for c in inside(widget, ipywidgets.Dropdown)}
+    choices["layer"].value, choices["head"].value, choices["word"].value = "gen.layers.4", 3, 4
+    the(widget, ipywidgets.IntSlider, "step").value = 1
+    (value,) = [a.value for a in looked if (a.name, a.at.step) == ("gen.layers.4", 3)]
+    share = float(value.over_frames()[3, :, 4].mean())
+    assert f"layer 4, head 3, step 3; video gives {float(value.over_frames()[3].sum(-1).mean()):.0%}" in texts(widget)
+    assert f"{share:.2%} to \u201cred\u201d" in texts(widget)
+    before = png(widget)
+    choices["head"].value = -1
+    assert "mean of heads" in texts(widget)
+    assert png(widget) != before
+
+
+def test_a_lens_needs_the_attention_of_one_prompt(looked, run):
+    for wrong in ([], [*looked, looked[0]]):
+        with pytest.raises(ValueError, match="expected those of one run"):
+            widgets.attention_lens(wrong, run.output.frames)
