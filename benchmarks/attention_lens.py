@@ -11,7 +11,7 @@ import time
 
 import torch
 from measuring import GIB, Results, median_seconds, peak_gpu
-from step_time import inputs_and_state, random_module
+from nano_parts import inputs_and_state, random_module
 
 from cosmos3_lab.attention_maps import layer_attention, record_attention
 from cosmos3_lab.denoise import denoise_step

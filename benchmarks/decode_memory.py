@@ -11,7 +11,7 @@ import os
 
 import torch
 from measuring import GIB, Results, peak_gpu
-from step_time import random_module
+from nano_parts import random_module
 
 from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.sizes import pixel_to_latent_shape

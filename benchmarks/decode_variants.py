@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from measuring import Results, median_seconds, peak_gpu
-from step_time import profile, random_module
+from nano_parts import profile, random_module
 from torch.nn import functional as F
 
 from cosmos3_lab import vae_blocks

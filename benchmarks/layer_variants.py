@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from measuring import Results, median_seconds, peak_gpu
-from step_time import profile
+from nano_parts import profile
 from torch import nn
 from torch.nn import functional as F
 

@@ -25,9 +25,9 @@ from dataclasses import asdict
 
 import torch
 from measuring import Results, peak_gpu
+from nano_parts import inputs_and_state, random_module
 from rich.console import Console
 from rich.table import Table
-from step_time import inputs_and_state, random_module
 
 from cosmos3_lab import layers
 from cosmos3_lab.denoise import denoise_step

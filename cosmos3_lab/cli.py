@@ -146,7 +146,7 @@ def plan(
     gpu_memory: Annotated[float | None, typer.Option(metavar="GB", help="Of a GPU, here or not; default: what is free.")] = None,
     silent: Annotated[bool, typer.Option("--silent", help="Without sound (T2V).")] = False,
     steps: Annotated[int | None, typer.Option(help="Solver steps; Nano: 35.")] = None,
-    measured: Annotated[Path | None, typer.Option(help="Seconds from JSON of benchmarks/step_time.py.")] = None,
+    measured: Annotated[Path | None, typer.Option(help="Seconds from JSON of benchmarks/nano_h200.py.")] = None,
     phases: Annotated[bool, typer.Option("--phases", help="Show every stage, also for several sizes.")] = False,
 ) -> None:
     """Say what memory and time a run needs, before it starts; exit code 1 if a size does not fit. Reads no weights."""

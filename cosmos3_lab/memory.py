@@ -68,8 +68,8 @@ def working_room(
 ) -> tuple[int, int]:
     """Bytes of activations of one request, `(denoise, decode)`.
 
-    Denoising by the tensors that a layer has at once, in its rotary embedding or in its MLP; decoding fitted to the peaks of
-    benchmarks/results/step_time.json (H200, 480x832x49 and 720x1280x189).
+    Denoising by the tensors that a layer has at once, in its rotary embedding or in its MLP; decoding fitted to measured
+    peaks of 480x832x49 and 720x1280x189 (of the plain decoder; the one with kernels needs a tenth less).
 
     Args:
         config, vae: shapes.

@@ -37,7 +37,7 @@ from cosmos3_lab.meter import CachingAllocator, Flops
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import get_preset
 from cosmos3_lab.settings import CheckpointConfigs
-from cosmos3_lab.speed import H200, Rates, measure_rates
+from cosmos3_lab.speed import H100, Rates, measure_rates
 
 CONTEXT_ROOM = 0.75 * GIB  # of a card's memory: CUDA itself and the code of its kernels, which no tensor ever sees
 # Parts of the sides and of the frames that are tried where a size does not fit.
@@ -215,7 +215,7 @@ def plan_run(
         num_inference_steps: None for the checkpoint's default.
         text_tokens: of the prompt and, where guidance needs it, of the negative prompt; see `count_text_tokens`.
         gpu_memory: plan for a GPU of so many GB instead of what is free here.
-        rates: of the device; None measures them here in a second or two, or takes an H200's where the GPU is not here.
+        rates: of the device; None measures them here in a second or two, or takes an H100's where the GPU is not here.
 
     Raises:
         ValueError: a size that the checkpoint cannot make, sound that it does not have, or no tokens.
@@ -230,7 +230,7 @@ def plan_run(
     models = meta_models(configs, with_sound=with_sound, dtype=machine.dtype)
     clips = [make_clip(configs, *size, with_sound=with_sound) for size in sizes or [(d.height, d.width, d.num_frames)]]
     if rates is None and machine.device is None:
-        rates = H200
+        rates = H100
     elif rates is None:
         rates = measure_rates(models, max(clips, key=lambda clip: clip.pixels), text_tokens, machine.device)
     planner = _Planner(configs, models, machine, with_sound, steps, text_tokens, rates, encode_cost(models, text_tokens))

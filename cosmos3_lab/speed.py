@@ -65,14 +65,15 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# From benchmarks/results/step_time.json at 7530eb7, by `read_rates`; transfer and layer are guesses. For machines without a GPU.
-H200 = Rates(
-    linear=557e12,
-    attention=599e12,
-    convolution=409e12,
-    transfer=4e9,
+# By `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json; layer is a guess. For machines without
+# a GPU.
+H100 = Rates(
+    linear=612e12,
+    attention=589e12,
+    convolution=588e12,
+    transfer=17e9,
     layer=4e-4,
-    source="as on one H200, copies and short sequences guessed",
+    source="as on one H100, short sequences guessed",
 )
 
 
@@ -193,7 +194,7 @@ def read_rates(path: str | Path) -> Rates:
     """The rates of the device that a benchmark measured.
 
     Args:
-        path: JSON of `benchmarks/step_time.py` or `benchmarks/nano_h200.py`.
+        path: JSON of `benchmarks/nano_h200.py`.
 
     Raises:
         ValueError: not such a file.
@@ -203,7 +204,7 @@ def read_rates(path: str | Path) -> Rates:
         return rates_from_results(results, source=f"from {Path(path).name}")
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"got {path}, expected JSON of benchmarks/step_time.py or nano_h200.py, with full_step/SIZE and vae_decode/SIZE of "
+            f"got {path}, expected JSON of benchmarks/nano_h200.py, with full_step/SIZE and vae_decode/SIZE of "
             f"two sizes ({error})"
         ) from error
 
@@ -212,7 +213,7 @@ def rates_from_results(results: Mapping[str, Any], *, source: str) -> Rates:
     """Fit the rates to the measured seconds of steps and decodes of Nano: every size weighs the same.
 
     Args:
-        results: `full_step/SIZE` and `vae_decode/SIZE` in seconds, or as rows of `benchmarks/nano_h200.py`, whose "lab" is taken.
+        results: rows `full_step/SIZE` and `vae_decode/SIZE` of `benchmarks/nano_h200.py`, whose "lab" is taken.
         source: for `Rates.source`.
 
     Raises:
@@ -223,9 +224,9 @@ def rates_from_results(results: Mapping[str, Any], *, source: str) -> Rates:
     steps, decodes = [], []
     for size in (key.removeprefix("full_step/") for key in results if key.startswith("full_step/")):
         clip = make_clip(configs, *parse_size(size), with_sound=True)
-        flops, seconds = denoise_cost(models, clip, NANO_TEXT_TOKENS).flops, _seconds_of(results[f"full_step/{size}"])
+        flops, seconds = denoise_cost(models, clip, NANO_TEXT_TOKENS).flops, _lab_seconds(results[f"full_step/{size}"])
         steps.append([flops.linear / seconds, flops.attention / seconds])
-        decodes.append(decode_cost(models, clip, ()).flops.convolution / _seconds_of(results[f"vae_decode/{size}"]))
+        decodes.append(decode_cost(models, clip, ()).flops.convolution / _lab_seconds(results[f"vae_decode/{size}"]))
     if len(steps) < 2:
         raise ValueError(f"found {len(steps)} sizes, at least two are needed")
     matrix = torch.tensor(steps, dtype=torch.float64)  # times 1 / rate, each row should be 1
@@ -233,8 +234,8 @@ def rates_from_results(results: Mapping[str, Any], *, source: str) -> Rates:
     if not bool((per_flop > 0).all()):
         raise ValueError("the times of the sizes contradict each other")
     linear, attending = (1 / per_flop).tolist()
-    return Rates(linear, attending, statistics.fmean(decodes), H200.transfer, H200.layer, source)
+    return Rates(linear, attending, statistics.fmean(decodes), H100.transfer, H100.layer, source)
 
 
-def _seconds_of(value: Any) -> float:  # noqa: ANN401  (JSON)
-    return value["lab"]["median_ms"] / 1e3 if isinstance(value, dict) else float(value)
+def _lab_seconds(row: Mapping[str, Any]) -> float:
+    return row["lab"]["median_ms"] / 1e3

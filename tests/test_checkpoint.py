@@ -784,7 +784,7 @@ def test_what_does_not_fit_names_the_numbers(monkeypatch, free, asked):
 
 
 def test_working_room_at_full_size_is_near_what_was_measured():
-    """benchmarks/results/step_time.json: 39.09 GiB while decoding, over 30 GiB of weights.
+    """39.09 GiB while decoding was measured, over 30 GiB of weights.
 
     While denoising it was 35.36 when the whole MLP came at once and q, k and v stayed beside it; tensors counted on the meta
     device give 2.4 GiB beside the text K and V since.

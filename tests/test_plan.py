@@ -27,7 +27,7 @@ from cosmos3_lab.memory import GIB
 from cosmos3_lab.meter import MIB, CachingAllocator, Flops, Meter, peak_bytes
 from cosmos3_lab.plan import CONTEXT_ROOM, count_text_tokens, find_machine, plan_run
 from cosmos3_lab.settings import read_configs
-from cosmos3_lab.speed import H200, Rates, measure_rates, read_rates
+from cosmos3_lab.speed import H100, Rates, measure_rates, read_rates
 
 RATES = Rates(linear=1e9, attention=1e9, convolution=1e9, transfer=1e9, layer=0.0, source="made up")
 SIZES = ["480x832x49", "720x1280x93", "720x1280x189"]
@@ -201,7 +201,7 @@ def test_whatever_comes_and_goes_nothing_overlaps_and_nothing_is_lost():
 
 
 def test_memory_of_nano_is_near_what_was_measured(nano):
-    """30.63 GiB reserved while denoising: benchmarks/results/step_time.json at 7530eb7, with all weights on one H200."""
+    """30.63 GiB reserved while denoising, measured at 7530eb7 with all weights on one H100."""
     plan = plan_run(nano[0], [(480, 832, 49)], gpu_memory=141, rates=RATES)
     denoise = plan.clips[0].resident.phases[1]
     assert denoise.peak / GIB == pytest.approx(30.63, rel=0.03)
@@ -328,19 +328,18 @@ def test_rates_can_be_measured_here(tiny_configs):
 
 
 def test_rates_are_found_in_results(nano, tmp_path):
-    """In what either benchmark would have written on a device with the rates of `H200`."""
+    """In what the benchmark would have written on a device with these rates."""
     (configs, models), seconds = nano, {}
     for size in ("96x96x9", "480x832x49"):
         clip = make_clip(configs, *parse_size(size), with_sound=True)
         step, decode = denoise_cost(models, clip, NANO_TEXT_TOKENS).flops, decode_cost(models, clip, ()).flops
-        seconds |= {f"full_step/{size}": H200.seconds(step), f"vae_decode/{size}": decode.convolution / H200.convolution}
+        seconds |= {f"full_step/{size}": H100.seconds(step), f"vae_decode/{size}": decode.convolution / H100.convolution}
     rows = {key: {"lab": {"median_ms": s * 1e3}, "diffusers": {}} for key, s in seconds.items()}
-    for name, results in (("step_time.json", seconds), ("nano_h200.json", rows)):
-        (tmp_path / name).write_text(json.dumps(results))
-        rates = read_rates(tmp_path / name)
-        for rate in ("linear", "attention", "convolution"):
-            assert getattr(rates, rate) == pytest.approx(getattr(H200, rate), rel=1e-6)
-        assert name in rates.source
+    (tmp_path / "nano.json").write_text(json.dumps(rows))
+    rates = read_rates(tmp_path / "nano.json")
+    for rate in ("linear", "attention", "convolution"):
+        assert getattr(rates, rate) == pytest.approx(getattr(H100, rate), rel=1e-6)
+    assert "nano.json" in rates.source
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"full_step/480x832x49": 1}', '{"full_step/1x1x1": 1, "vae_decode/1x1x1": 1}'])
@@ -421,7 +420,7 @@ def test_the_command_plans_for_a_gpu_that_is_not_here(call, tiny_folder):
     code, printed = call("--checkpoint", tiny_folder, "--gpu-memory", 8, "--silent", "96x160x17", "32x32x1")
     assert code == 0
     assert "silent video" in printed
-    assert "as on one H200" in printed
+    assert "as on one H100" in printed
     assert len(re.findall(r"(?m)^ (96x160x17|32x32x1) .* resident", printed)) == 2
     assert "denoise" not in printed  # stages only for one size, or when asked
     assert "denoise" in call("--checkpoint", tiny_folder, "--gpu-memory", 8, "--phases", "96x160x17", "32x32x1")[1]
