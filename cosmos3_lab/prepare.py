@@ -8,6 +8,7 @@ Read next: `generate.py`.
 from pathlib import Path
 
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset, get_preset
 from cosmos3_lab.prompt import Cosmos3Processor
@@ -27,7 +28,7 @@ def prepare_request(
     width: int | None = None,
     fps: float | None = None,
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | Guidance | None = None,
     seed: int = 42,
     noise: Latents | None = None,
     preset: str | Preset | None = None,
@@ -61,7 +62,7 @@ def prepare_request(
         **size,
         with_sound=with_sound,
         num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
         seed=seed,
         noise=noise,
         media=media,

@@ -5,12 +5,12 @@ The record is named as in PhyAI, `Cosmos3T2VRequest`; it carries everything that
 Read next: `presets.py` (which recipe), `latents.py` (where the noise comes from).
 """
 
-import math
 from dataclasses import dataclass
 
 from jaxtyping import Int64
 from torch import Tensor
 
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, check_guidance, scale_words
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
@@ -35,7 +35,8 @@ class Cosmos3T2VRequest(Shown):
         video_shape: latent grid `(t, h, w)`, not pixels.
         fps: frames a second, also on the position axis.
         num_inference_steps: solver steps.
-        guidance_scale: classifier-free guidance w, `v_uncond + w * (v_cond - v_uncond)`.
+        guidance_scale: classifier-free guidance w, `v_uncond + w * (v_cond - v_uncond)`: a number, one for each step, a function
+            of (step, sigma), a `GuidanceInterval`, or a `Guidance` with all settings.
         seed: of the initial noise.
         noise: initial noise to use instead of the seed's.
         sound_frames: number of sound latents; None makes a silent video (T2V), a number sound as well (T2AV).
@@ -53,7 +54,7 @@ class Cosmos3T2VRequest(Shown):
     video_shape: tuple[int, int, int]
     fps: float = 24.0
     num_inference_steps: int = 35
-    guidance_scale: float = 6.0
+    guidance_scale: GuidanceScale | Guidance = 6.0
     seed: int = 42
     noise: Latents | None = None
     sound_frames: int | None = None
@@ -76,8 +77,7 @@ class Cosmos3T2VRequest(Shown):
             raise ValueError(f"got sound_latent_fps {self.sound_latent_fps}, expected a number above 0, or None")
         if self.num_inference_steps < 1:
             raise ValueError(f"got num_inference_steps {self.num_inference_steps}, expected at least 1")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(f"got guidance_scale {self.guidance_scale}, expected a finite number of at least 0")
+        object.__setattr__(self, "guidance_scale", check_guidance(self.guidance_scale, self.num_inference_steps))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"got seed {self.seed}, expected an integer from 0 to 4294967295")
         if self.sound_frames is not None and self.sound_frames < 1:
@@ -89,7 +89,7 @@ class Cosmos3T2VRequest(Shown):
         return (
             f"Cosmos3T2VRequest({self.text_ids.shape[1]} + {self.neg_text_ids.shape[1]} text tokens, latent {t}x{h}x{w}, "
             f"sound_frames={self.sound_frames}, fps={self.fps:g}, {self.num_inference_steps} steps, "
-            f"guidance_scale={self.guidance_scale:g}, seed={self.seed})"
+            f"guidance_scale={scale_words(self.guidance_scale)}, seed={self.seed})"
         )
 
 
@@ -103,7 +103,7 @@ def make_request(
     fps: float = 24.0,
     with_sound: bool = False,
     num_inference_steps: int = 35,
-    guidance_scale: float = 6.0,
+    guidance_scale: GuidanceScale | Guidance = 6.0,
     seed: int = 42,
     noise: Latents | None = None,
     media: MediaSpec = NANO,
