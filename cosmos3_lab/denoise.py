@@ -23,7 +23,7 @@ from cosmos3_lab.guidance import GuidedVelocity, guide
 from cosmos3_lab.guidance_scale import Guidance, resolve_guidance, simplest
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_solver, resolve_schedule, with_solver
-from cosmos3_lab.records import Keep, StepRecord, record_step
+from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.showing import Shown

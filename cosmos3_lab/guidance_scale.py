@@ -148,7 +148,8 @@ def _checked(scale: GuidanceScale, name: str, num_steps: int | None = None) -> G
 def _check_number(w: float, name: str) -> None:
     if not isinstance(w, (int, float)):
         raise ValueError(
-            f"got {name} {w!r}, expected a number of at least 0, a list of them, a function of (step, sigma) or a GuidanceInterval"
+            f"got {name} {w!r}, expected a number of at least 0, a list of them, a function of (step, sigma), or a "
+            "GuidanceInterval"
         )
     if not (math.isfinite(w) and w >= 0):
         raise ValueError(f"got {name} {w}, expected a finite number of at least 0")
