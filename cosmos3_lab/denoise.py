@@ -30,7 +30,7 @@ from cosmos3_lab.showing import Shown
 from cosmos3_lab.solvers import Solver, SolverName, solver_step
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, encode_conditions, predict_velocity
-from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_restart
+from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,8 +287,9 @@ def guided_step(
 
     solvers = [state.video] if state.sound is None else [state.video, state.sound]
     steps = solver_step(make_solver(preset), solvers, velocity, schedule)
-    # A step with a velocity of zero has told the solver nothing about x0, so that it must not be remembered.
-    after = [unipc_restart(step.state) if i < guidance.zero_steps else step.state for step in steps]
+    after = [step.state for step in steps]
+    if i < guidance.zero_steps:  # such a step has told the solver nothing about x0, so that it must not be remembered
+        after = [unipc_init(before.sample, step_index=i + 1) for before in solvers]
     return DenoiseState(*after), steps, velocities
 
 

@@ -17,7 +17,15 @@ from cosmos3_lab.latent_figures import (
     plot_latent_frames,
     plot_latent_histogram,
 )
-from cosmos3_lab.lesson_figures import plot_curves, plot_parts, plot_positions, plot_token_change, plot_token_sequence
+from cosmos3_lab.lesson_figures import (
+    plot_curves,
+    plot_guidance_scale,
+    plot_parts,
+    plot_positions,
+    plot_solver_errors,
+    plot_token_change,
+    plot_token_sequence,
+)
 from cosmos3_lab.schedule_figures import plot_noise_levels, plot_schedules, plot_stage_times, plot_tokens
 from cosmos3_lab.sound_figures import plot_sound, plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
 from cosmos3_lab.step_figures import guidance_map, plot_guidance, plot_trajectory, plot_unipc
@@ -28,6 +36,7 @@ __all__ = [
     "guidance_map",
     "plot_curves",
     "plot_guidance",
+    "plot_guidance_scale",
     "plot_latent_channels",
     "plot_latent_frames",
     "plot_latent_histogram",
@@ -35,6 +44,7 @@ __all__ = [
     "plot_parts",
     "plot_positions",
     "plot_schedules",
+    "plot_solver_errors",
     "plot_sound",
     "plot_sound_latents",
     "plot_spectrogram",

@@ -129,7 +129,7 @@ def check_guidance(guidance: GuidanceScale | Guidance, num_steps: int) -> Guidan
     return guidance
 
 
-def _checked(scale: GuidanceScale, name: str, num_steps: int | None = None) -> GuidanceScale:
+def _checked(scale: object, name: str, num_steps: int | None = None) -> GuidanceScale:
     if isinstance(scale, GuidanceInterval) or callable(scale):
         return scale
     if isinstance(scale, Sequence) and not isinstance(scale, str):
@@ -145,7 +145,7 @@ def _checked(scale: GuidanceScale, name: str, num_steps: int | None = None) -> G
     return scale
 
 
-def _check_number(w: float, name: str) -> None:
+def _check_number(w: object, name: str) -> None:
     if not isinstance(w, (int, float)):
         raise ValueError(
             f"got {name} {w!r}, expected a number of at least 0, a list of them, a function of (step, sigma), or a "
