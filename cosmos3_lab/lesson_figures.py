@@ -239,9 +239,10 @@ def plot_solver_errors(
     counts = sorted({error.evaluations for error in shown})
     ax.set_xticks(_spread(counts), [str(count) for count in _spread(counts)])
     ax.set_xticks([], minor=True)
-    dress(ax, title=title, x="evaluations of the velocity", y=f"relative rms error of the {modality}", grid="both")
+    of = f" of the {modality}" if any(error.sound_error is not None for error in shown) else ""
+    dress(ax, title=title, x="evaluations of the velocity", y="relative rms error" + of, grid="both")
     dress_legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    describe(ax, f"{title}: error of the {modality} over evaluations for {'; '.join(str(solver) for solver in solvers)}")
+    describe(ax, f"{title}: error{of} over evaluations for {'; '.join(str(solver) for solver in solvers)}")
     return ax
 
 

@@ -15,6 +15,7 @@ from cosmos3_lab.guidance_scale import scale_words
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput
 from cosmos3_lab.presets import make_solver
+from cosmos3_lab.records import guidance_saving
 from cosmos3_lab.repr_html import Plain, TensorRow, field_table, image, number_table, page, tensor_table, text_block, unfold
 from cosmos3_lab.repr_pictures import clip_picture, latents_picture, schedule_picture
 from cosmos3_lab.repr_start import latents_rows
@@ -191,7 +192,7 @@ def generation_page(generation: Generation) -> str:
     fields = [
         ("output", output, "the clip; None where the run was stopped"),
         ("latents", generation.latents, "the last ones" + ("" if generation.stopped else ", clean")),
-        ("records", Plain(f"{len(generation.records)} StepRecord"), "one per step, with what keep= asked for"),
+        ("records", Plain(_records(generation)), "one per step, with what keep= asked for"),
         ("timings", Plain(_timings(generation.timings)), "seconds; those in brackets are within inference"),
         ("inputs", Plain(f"DenoiseInputs, {steps} steps"), "what stayed the same from step to step"),
         ("state", generation.state, "to continue or fork"),
@@ -205,6 +206,12 @@ def generation_page(generation: Generation) -> str:
     manifest = [(name, Plain(value) if isinstance(value, str) else value, "") for name, value in generation.manifest.items()]
     parts.append(unfold("manifest", field_table(manifest)))
     return page("Generation", stopped if output is None else _length(output), parts)
+
+
+def _records(generation: Generation) -> str:
+    saving = guidance_saving(generation.records)
+    skipped = f"; {saving}" if 0 < saving.skipped < saving.evaluations else ""
+    return f"{len(generation.records)} StepRecord{skipped}"
 
 
 def _generation_picture(generation: Generation) -> "LabFigure":

@@ -4,7 +4,7 @@
     model_errors(models, request, solvers, steps, reference)    the end is that of a run of many steps
     convergence_order(errors)                                   p, where the error falls as n^-p
 
-The reference for pico is a file beside the checkpoint; `benchmarks/solver_reference.py` made it.
+The reference for pico is a file beside the checkpoint; `benchmarks/solver_errors.py` made it.
 
 Read next: `lesson_figures.py`, which draws the errors.
 """
@@ -227,6 +227,6 @@ def load_reference(models: Cosmos3Models) -> Latents:
     if made_with != models.fingerprint:
         raise ValueError(
             f"{REFERENCE_FILE.name} belongs to weights {made_with}, and these are {models.fingerprint}; "
-            "benchmarks/solver_reference.py makes a new one"
+            "benchmarks/solver_errors.py --reference makes a new one"
         )
     return latents
