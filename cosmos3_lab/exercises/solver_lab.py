@@ -34,8 +34,8 @@ def fading_scale(scale: Callable[[int, float], float]) -> None:
 
 @exercise(
     "10.5",
-    hint="First take Euler's step. Ask for the velocity there, at sigma_next, and take the step once more from the start with the "
-    "mean of the two velocities. Where sigma_next is 0, Euler's step is all.",
+    hint="First take Euler's step. Ask for the velocity there, at sigma_next, and take the step once more from the start with "
+    "the mean of the two velocities. Where sigma_next is 0, Euler's step is all.",
 )
 def heun(heun_step: Callable[[Callable[[Tensor, float], Tensor], Tensor, float, float], Tensor]) -> None:
     """Two evaluations a step, one in the last: the end is that of the package's Heun."""
