@@ -1,9 +1,9 @@
 """When does pico need guidance? The judge's scores of clips that were guided in one part of the noise levels only.
 
-    python benchmarks/guidance_intervals.py [--count 32] [--steps 12]
+    python benchmarks/guidance_intervals.py [--count 16] [--steps 12]
 
-Captions with two things, which need guidance most; every part is tried with the same captions and seeds. `passes` is the number of
-passes through the GEN tower for one clip. JSON goes to benchmarks/results.
+Captions with two things; every part is tried with the same captions and seeds. `passes` is the number of passes through the GEN
+tower for one clip. JSON goes to benchmarks/results.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from cosmos3_lab.guidance_scale import resolve_guidance
 from cosmos3_lab.pico.clips import generate_clips
 from cosmos3_lab.pico.score import aggregate, judge_pool, read_clips, unseen_prompts
 
-PARTS = {"never": (0, 0), "always": (0, 1), "early": (0.9, 1), "middle": (0.5, 0.9), "late": (0, 0.5)}
+PARTS = {"never": (0, 0), "always": (0, 1), "early": (0.9, 1), "late": (0, 0.9)}
 
 
 def passes(scale, schedule: Schedule):
@@ -25,7 +25,7 @@ def passes(scale, schedule: Schedule):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=32, help="captions")
+    parser.add_argument("--count", type=int, default=16, help="captions")
     parser.add_argument("--steps", type=int, default=12)
     a = parser.parse_args()
     results, prompts = Results("benchmarks/results/guidance_intervals.json"), unseen_prompts(a.count, things=2)

@@ -61,7 +61,7 @@ def solver_step(solver: Solver, states: Sequence[UniPCState], velocity: Velocity
     Args:
         solver: which.
         states: one for each modality, all before the same step.
-        velocity: called with `(samples, step)`, once or (Heun) twice.
+        velocity: called with `(samples, step)`, once or (Heun) twice; gives a velocity for each, shaped as its sample.
         schedule: of the run.
 
     Raises:
