@@ -1,8 +1,8 @@
 """Which solver comes nearest to the end of the flow for the same number of evaluations? Errors, on a flow and on the model.
 
-    flow_errors(GaussianFlow(std), solvers, steps)              the end is known in closed form
-    model_errors(models, request, solvers, steps, reference)    the end is that of a run of many steps
-    convergence_order(errors)                                   p, where the error falls as n^-p
+    flow_errors(GaussianFlow(std), solvers, steps)                    the end is known in closed form
+    model_errors(models, request, solvers, evaluations, reference)    the end is that of a run of many steps
+    convergence_order(errors)                                         p, where the error falls as n^-p
 
 The reference for pico is a file beside the checkpoint; `benchmarks/solver_errors.py` made it.
 
@@ -149,10 +149,8 @@ def model_errors(
     models: Cosmos3Models,
     request: Cosmos3T2VRequest,
     solvers: Sequence[Solver],
-    steps: Sequence[int],
+    evaluations: Sequence[int],
     reference: Latents,
-    *,
-    evaluations: bool = True,
 ) -> Iterator[SolverError]:
     """Errors of whole runs of the model, one after the other.
 
@@ -160,13 +158,12 @@ def model_errors(
         models: from `load_cosmos3`.
         request: what `reference` is the end of; its number of steps does not matter.
         solvers: to compare.
-        steps: numbers of steps, for each of them.
+        evaluations: how many each of them may have; one for each step, but for Heun, which takes half as many steps.
         reference: clean latents, the end of a run of many steps.
-        evaluations: whether `steps` counts evaluations, so that all solvers cost the same; Heun then takes half the steps.
     """
     for solver in solvers:
-        for n in steps:
-            taken = (n + 1) // 2 if evaluations and solver.name == "heun" else n
+        for n in evaluations:
+            taken = (n + 1) // 2 if solver.name == "heun" else n
             inputs, state = prepare_denoise(models, replace(request, num_inference_steps=taken), solver=solver)
             asked = 0
             for after, record in denoise(models.transformer, inputs, state):
