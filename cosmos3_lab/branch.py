@@ -83,17 +83,17 @@ def fork(
         guidance_scale=_forked_guidance(inputs, new_schedule, step_index, guidance_scale),
         **tokens,
     )
-    changed = replace(inputs, request=request, schedule=new_schedule, preset=new_preset)
-    needed = needs_negative(changed.guidance, new_preset, first_step=step_index)
+    needed = needs_negative(request, new_preset, first_step=step_index)
     cond, uncond = inputs.cond, inputs.uncond if needed else None
     if tokens or (needed and uncond is None):
-        cond, uncond = encode_prompts(models, request, new_preset, negative=needed)
+        cond, uncond = encode_prompts(models, request, new_preset, first_step=step_index)
     if restart is None:
         restart = must_restart or not (latents is None and guidance_scale is None and solver is None)
     edited = state.latents if latents is None else _checked_edit(latents, state.latents)
     if preset is not None:
         edited = edited.to(solver_dtype(models, new_preset))
-    return replace(changed, cond=cond, uncond=uncond), _forked_state(state, edited, step_index, restart=restart)
+    forked = replace(inputs, request=request, schedule=new_schedule, cond=cond, uncond=uncond, preset=new_preset)
+    return forked, _forked_state(state, edited, step_index, restart=restart)
 
 
 def _forked_guidance(

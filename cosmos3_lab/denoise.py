@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.guidance import GuidedVelocity, guide
-from cosmos3_lab.guidance_scale import Guidance, resolve_guidance, simplest
+from cosmos3_lab.guidance_scale import Guidance, needs_uncond, resolve_guidance, simplest
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_solver, resolve_schedule, with_solver
 from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
@@ -130,40 +130,42 @@ def prepare_denoise(
         scheduler_config=models.configs.scheduler,
         default_flow_shift=models.defaults.flow_shift,
     )
-    guidance = resolve_guidance(request.guidance_scale, made.sigmas[:-1].tolist(), with_sound=request.sound_frames is not None)
     if not isinstance(request.guidance_scale, (int, float)):
-        request = replace(request, guidance_scale=guidance)
-    cond, uncond = encode_prompts(models, request, preset, negative=needs_negative(guidance, preset))
+        sigmas, with_sound = made.sigmas[:-1].tolist(), request.sound_frames is not None
+        request = replace(request, guidance_scale=resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound))
+    cond, uncond = encode_prompts(models, request, preset)
     noise = (request.noise or _draw(models, request, preset)).to(models.device, solver_dtype(models, preset))
     inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
     return inputs, _initial_state(noise, step_index=0)
 
 
-def needs_negative(guidance: Guidance, preset: Preset, *, first_step: int = 0) -> bool:
+def needs_negative(request: Cosmos3T2VRequest, preset: Preset, *, first_step: int = 0) -> bool:
     """Whether any step needs the negative prompt.
 
     Args:
-        guidance: with a number for each step.
-        preset: says from which guidance scale on it does.
+        request: its guidance a number, or resolved.
+        preset: says from which guidance scale on it is needed.
         first_step: the first one that counts.
     """
-    return any(guidance.needs_uncond(step, preset.skip_guidance) for step in range(first_step, len(guidance.scale)))
+    if isinstance(request.guidance_scale, (int, float)):
+        return needs_uncond(request.guidance_scale, preset.skip_guidance)
+    return request.guidance_scale.needs_negative(preset.skip_guidance, first_step=first_step)
 
 
 def encode_prompts(
-    models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset, *, negative: bool = True
+    models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset, *, first_step: int = 0
 ) -> tuple[Cosmos3Condition, Cosmos3Condition | None]:
     """Both prompts through the UND tower together: in split placement each of its layers visits the device once, for both.
 
     Args:
-        models, request, preset: see `prepare_denoise`.
-        negative: False leaves the negative prompt out.
+        models: see `prepare_denoise`.
+        request, preset, first_step: see `needs_negative`.
 
     Returns:
-        `(cond, uncond)`; `uncond` is None without the negative prompt.
+        `(cond, uncond)`; `uncond` is None where no step needs it.
     """
     prompts = [(request.text_ids, request.text_mask)]
-    if negative:
+    if needs_negative(request, preset, first_step=first_step):
         prompts.append((request.neg_text_ids, request.neg_text_mask))
     cond, *uncond = encode_conditions(
         models.transformer,

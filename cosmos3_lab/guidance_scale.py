@@ -102,6 +102,15 @@ class Guidance:
         """
         return step >= self.zero_steps and any(needs_uncond(w, skip_guidance) for w in self.scales_at(step))
 
+    def needs_negative(self, skip_guidance: SkipGuidance = "at 1", *, first_step: int = 0) -> bool:
+        """Whether any step needs the negative prompt, once resolved.
+
+        Args:
+            skip_guidance: the preset's rule.
+            first_step: the first one that counts.
+        """
+        return any(self.needs_uncond(step, skip_guidance) for step in range(first_step, len(self.scale)))
+
     def __repr__(self) -> str:
         sound = "" if self.sound_scale is None else f", sound_scale={scale_words(self.sound_scale)}"
         others = {"rescale": self.rescale, "optimized": self.optimized, "zero_steps": self.zero_steps}

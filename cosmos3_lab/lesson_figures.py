@@ -236,8 +236,8 @@ def plot_solver_errors(
         points = sorted((e.evaluations, getattr(e, field)) for e in shown if e.solver == solver)
         ax.plot(*zip(*points, strict=True), label=str(solver), **_solver_look(solver))
     ax.set(xscale="log", yscale="log")
-    counts = sorted({error.evaluations for error in shown})
-    ax.set_xticks(_spread(counts), [str(count) for count in _spread(counts)])
+    ticks = _spread([error.evaluations for error in shown])
+    ax.set_xticks(ticks, [str(count) for count in ticks])
     ax.set_xticks([], minor=True)
     of = f" of the {modality}" if any(error.sound_error is not None for error in shown) else ""
     dress(ax, title=title, x="evaluations of the velocity", y="relative rms error" + of, grid="both")
@@ -256,10 +256,10 @@ def _solver_look(solver: Solver) -> dict[str, Any]:
 
 
 def _spread(counts: Sequence[int]) -> list[int]:
-    """Those of some whole numbers, in order, that are at least a third apart, so that their labels do not touch."""
-    kept = counts[:1]
-    for count in counts[1:]:
-        if count >= 1.33 * kept[-1]:
+    """Those of some whole numbers that are at least a third apart, from the largest down, so that their labels do not touch."""
+    kept: list[int] = []
+    for count in sorted(counts, reverse=True):
+        if not kept or 1.33 * count <= kept[-1]:
             kept.append(count)
     return kept
 

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.denoise import DenoiseState, guided_step, needs_negative
+from cosmos3_lab.denoise import DenoiseState, guided_step
 from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, resolve_guidance
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.pico.batch import encode_prompts, find_places, predict_velocities
@@ -89,7 +89,7 @@ def generate_clips(
     models.place("und")
     uncond = None
     guidance = resolve_guidance(request.guidance_scale, schedule.sigmas[:-1].tolist(), with_sound=with_sound)
-    if needs_negative(guidance, preset):
+    if guidance.needs_negative(preset.skip_guidance):
         uncond = _encode(models, request.neg_text_ids, request)
     for numbers in equal_lengths([row.shape[1] for row in ids], batch_size):
         models.place("und")
