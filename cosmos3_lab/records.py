@@ -174,12 +174,13 @@ class GuidanceSaving:
 def guidance_saving(records: Sequence[StepRecord]) -> GuidanceSaving:
     """Count the second passes that guidance did not need, and estimate the time that they would have taken.
 
-    The estimate is the median time of an evaluation with the second pass, less that of one without, for each one skipped.
+    The estimate is the median time of an evaluation with the second pass, less that of one without, for each one skipped; never
+    below 0, which noise can make of it.
 
     Args:
         records: of a run, in order; numbers are enough (`keep="summary"`).
     """
     with_it, without = ([r.seconds / r.evaluations for r in records if r.second_pass == second] for second in (True, False))
     skipped = sum(r.evaluations for r in records if not r.second_pass)
-    seconds = skipped * (median(with_it) - median(without)) if with_it and without else None
+    seconds = max(0.0, skipped * (median(with_it) - median(without))) if with_it and without else None
     return GuidanceSaving(skipped, sum(r.evaluations for r in records), seconds)
