@@ -7,6 +7,7 @@ from cosmos3_lab.captions import NegativePrompt, cosmos3_generation_caption, def
 from cosmos3_lab.prompt import Cosmos3Processor, Cosmos3TokenizedPrompt, TokenRow, token_table
 from cosmos3_lab.sizes import NANO, MediaSpec, effective_num_frames, pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.prompt_words import PromptWord, prompt_words
+from cosmos3_lab.guidance_scale import Guidance, GuidanceInterval
 from cosmos3_lab.request import Cosmos3T2VRequest, make_request
 from cosmos3_lab.latents import Latents, init_latents, patchify, unpatchify
 from cosmos3_lab.schedule import (
@@ -17,6 +18,7 @@ from cosmos3_lab.schedule import (
     karras_schedule,
     log_snr,
     schedule_from_config,
+    schedule_from_sigmas,
     velocity_to_x0,
 )
 from cosmos3_lab.presets import PRESETS, Preset, get_preset
@@ -36,7 +38,7 @@ from cosmos3_lab.transformer import (
     project_velocity,
     run_gen_layers,
 )
-from cosmos3_lab.guidance import GuidedVelocity, classifier_free_guidance
+from cosmos3_lab.guidance import GuidedVelocity, classifier_free_guidance, optimized_scale, rescale_guided, zero_init
 from cosmos3_lab.unipc import (
     UniPCState,
     UniPCStep,
@@ -46,6 +48,7 @@ from cosmos3_lab.unipc import (
     unipc_restart,
     unipc_step,
 )
+from cosmos3_lab.solvers import Solver, euler_step, solver_step
 from cosmos3_lab.untrusted import CheckpointError
 from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
 from cosmos3_lab.inspection import inspect_checkpoint
@@ -57,6 +60,7 @@ from cosmos3_lab.denoise import (
     denoise_step,
     prepare_denoise,
 )
+from cosmos3_lab.records import guidance_saving
 from cosmos3_lab.branch import fork, load_state, save_state
 from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video
 from cosmos3_lab.sound_avae import decode_sound, encode_sound

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, encode_prompts
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, encode_prompts, needs_negative, solver_dtype
 from cosmos3_lab.files import replacing
-from cosmos3_lab.guidance import needs_uncond
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, carry_guidance, guidance_settings, resolve_guidance
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.presets import Preset, get_preset, with_solver
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
 from cosmos3_lab.schedule import Schedule
+from cosmos3_lab.solvers import Solver, SolverName
 from cosmos3_lab.unipc import UniPCState, unipc_restart
 
 FORMAT = "cosmos3_lab.denoise_state/1"
@@ -32,8 +34,10 @@ def fork(
     *,
     prompt: Cosmos3TokenizedPrompt | None = None,
     negative_prompt: Cosmos3TokenizedPrompt | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | Guidance | None = None,
     schedule: Schedule | None = None,
+    preset: str | Preset | None = None,
+    solver: SolverName | Solver | None = None,
     latents: Latents | None = None,
     restart: bool | None = None,
 ) -> tuple[DenoiseInputs, DenoiseState]:
@@ -46,40 +50,70 @@ def fork(
         models: from `load_cosmos3`.
         inputs, state: the parent's, at any step.
         prompt, negative_prompt: from `Cosmos3Processor`; the text is encoded anew.
-        guidance_scale: a new w.
-        schedule: must contain the state's sigma; its number of steps may differ.
+        guidance_scale: a new w, as in `Cosmos3T2VRequest`, in place of all that the parent has about guidance; a list has one
+            number for each step that is left, and of the steps that are done the parent's numbers are kept.
+        schedule: must contain the state's sigma; its number of steps may differ. The parent's guidance goes over to it by sigma.
+        preset: for precisions, solver and the rule when guidance is skipped; the prompt's tokens and the schedule stay.
+        solver: see `prepare_denoise`.
         latents: the edited sample, at the state's sigma.
-        restart: True or False for edited latents or guidance; None means "if anything changes".
+        restart: True or False for edited latents, guidance or solver; None means "if anything changes".
 
     Returns:
         `(inputs, state)` of the fork.
 
     Raises:
-        ValueError: shapes differ, the schedule lacks the current sigma, or `restart=False` with a new prompt or schedule.
+        ValueError: shapes differ, the schedule lacks the current sigma, guidance cannot work, or `restart=False` with a new
+            prompt, schedule or preset.
     """
-    must_restart = prompt is not None or negative_prompt is not None or schedule is not None
+    must_restart = not (prompt is None and negative_prompt is None and schedule is None and preset is None)
     if restart is False and must_restart:
-        raise ValueError("got restart=False with a new prompt or schedule, whose history does not fit; leave restart out")
+        raise ValueError("got restart=False with a new prompt, schedule or preset, whose history does not fit; leave restart out")
     request, step_index = inputs.request, state.step_index
-    if prompt is not None:
-        request = replace(request, text_ids=prompt.text_ids, text_mask=prompt.text_mask)
-    if negative_prompt is not None:
-        request = replace(request, neg_text_ids=negative_prompt.text_ids, neg_text_mask=negative_prompt.text_mask)
-    if guidance_scale is not None:
-        request = replace(request, guidance_scale=guidance_scale)
     if schedule is not None:
         step_index = _index_of_sigma(schedule, float(inputs.schedule.sigmas[step_index]))
-        request = replace(request, num_inference_steps=schedule.num_steps)
-    if latents is not None:
-        latents = _checked_edit(latents, state.latents)
-    needed = needs_uncond(request.guidance_scale, inputs.preset.skip_guidance)
+    tokens = {}
+    if prompt is not None:
+        tokens |= {"text_ids": prompt.text_ids, "text_mask": prompt.text_mask}
+    if negative_prompt is not None:
+        tokens |= {"neg_text_ids": negative_prompt.text_ids, "neg_text_mask": negative_prompt.text_mask}
+    new_schedule, new_preset = schedule or inputs.schedule, with_solver(get_preset(preset or inputs.preset), solver)
+    request = replace(
+        request,
+        num_inference_steps=new_schedule.num_steps,
+        guidance_scale=_forked_guidance(inputs, new_schedule, step_index, guidance_scale),
+        **tokens,
+    )
+    needed = needs_negative(request, new_preset, first_step=step_index)
     cond, uncond = inputs.cond, inputs.uncond if needed else None
-    if prompt is not None or negative_prompt is not None or (needed and uncond is None):
-        cond, uncond = encode_prompts(models, request, inputs.preset)
-    changed = replace(inputs, request=request, cond=cond, uncond=uncond, schedule=schedule or inputs.schedule)
+    if tokens or (needed and uncond is None):
+        cond, uncond = encode_prompts(models, request, new_preset, first_step=step_index)
     if restart is None:
-        restart = must_restart or latents is not None or guidance_scale is not None
-    return changed, _forked_state(state, latents or state.latents, step_index, restart=restart)
+        restart = must_restart or not (latents is None and guidance_scale is None and solver is None)
+    edited = state.latents if latents is None else _checked_edit(latents, state.latents)
+    if preset is not None:
+        edited = edited.to(solver_dtype(models, new_preset))
+    forked = replace(inputs, request=request, schedule=new_schedule, cond=cond, uncond=uncond, preset=new_preset)
+    return forked, _forked_state(state, edited, step_index, restart=restart)
+
+
+def _forked_guidance(
+    inputs: DenoiseInputs, schedule: Schedule, step_index: int, asked: GuidanceScale | Guidance | None
+) -> GuidanceScale | Guidance:
+    """What was asked for the steps that are left, and the parent's for those that are done; a mere number stays one."""
+    if isinstance(asked, (int, float)):
+        return asked
+    if asked is None and isinstance(inputs.request.guidance_scale, (int, float)):
+        return inputs.request.guidance_scale
+    sigmas = schedule.sigmas[:-1].tolist()
+    before = carry_guidance(inputs.guidance, inputs.schedule.sigmas[:-1].tolist(), sigmas)
+    if asked is None:
+        return before
+    with_sound = inputs.request.sound_frames is not None
+    left = resolve_guidance(asked, sigmas[step_index:], with_sound=with_sound, first_step=step_index)
+    sound = None
+    if before.sound_scale or left.sound_scale:
+        sound = (before.sound_scale or before.scale)[:step_index] + (left.sound_scale or left.scale)
+    return replace(left, scale=before.scale[:step_index] + left.scale, sound_scale=sound)
 
 
 def _forked_state(state: DenoiseState, latents: Latents, step_index: int, *, restart: bool) -> DenoiseState:
@@ -181,7 +215,7 @@ def _fingerprint(inputs: DenoiseInputs) -> dict[str, str]:
         "negative prompt": _digest(r.neg_text_ids, r.neg_text_mask) if inputs.uncond is not None else "unused",
         "fps": f"{float(r.fps)!r}, sound latents {r.sound_latent_fps}",
         "seed or noise": str(r.seed) if r.noise is None else _digest(*filter(torch.is_tensor, (r.noise.video, r.noise.sound))),
-        "guidance_scale": repr(float(inputs.guidance_scale)),
+        "guidance_scale": repr(guidance_settings(inputs.guidance)),
         "the checkpoint's weights": inputs.checkpoint,
         "dtype": str(inputs.cond.cached_kv[0].k.dtype),
         "preset": repr(inputs.preset),

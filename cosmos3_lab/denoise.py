@@ -3,7 +3,7 @@
     prepare_denoise(models, request)  ->  DenoiseInputs (what stays), DenoiseState (what changes)
     denoise_step(transformer, inputs, state)  ->  next DenoiseState, StepRecord (everything that the step saw and did)
 
-One step asks the GEN tower for the velocity of both branches, guides, and hands the result to UniPC, for video and sound
+One step asks the GEN tower for the velocity of both branches, guides, and hands the result to the solver, for video and sound
 together. `denoise` is a generator over steps: to pause is to stop iterating; to resume is to call it again with the state,
 bit for bit the same.
 
@@ -11,25 +11,26 @@ Read next: `branch.py` (change something half-way, save and load a state), `vide
 pixels and waveform), `generate.py` (all of it in one call).
 """
 
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.guidance import GuidedVelocity, classifier_free_guidance, needs_uncond
+from cosmos3_lab.guidance import GuidedVelocity, guide
+from cosmos3_lab.guidance_scale import Guidance, needs_uncond, resolve_guidance, simplest
 from cosmos3_lab.latents import Latents, init_latents
-from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, resolve_schedule
+from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_solver, resolve_schedule, with_solver
+from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.showing import Shown
+from cosmos3_lab.solvers import Solver, SolverName, solver_step
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, encode_conditions, predict_velocity
-from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init, unipc_step
+from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +38,11 @@ class DenoiseInputs(Shown):
     """What stays the same from step to step.
 
     Attributes:
-        request: what was asked for.
+        request: what was asked for, with guidance in plain numbers.
         schedule: sigmas and timesteps.
         cond: the prompt, encoded.
-        uncond: the negative prompt, encoded; None where guidance needs no second pass.
-        preset: the recipe; its precisions rule the step.
+        uncond: the negative prompt, encoded; None where no step needs the second pass.
+        preset: the recipe; its precisions and its solver rule the step.
         checkpoint: fingerprint of the weights, so that a saved state is not continued with others.
     """
 
@@ -53,9 +54,15 @@ class DenoiseInputs(Shown):
     checkpoint: str = ""
 
     @property
-    def guidance_scale(self) -> float:
-        """The request's w."""
-        return self.request.guidance_scale
+    def guidance(self) -> Guidance:
+        """The request's guidance, with a number for each step."""
+        with_sound = self.request.sound_frames is not None
+        return resolve_guidance(self.request.guidance_scale, self.schedule.sigmas[:-1].tolist(), with_sound=with_sound)
+
+    @property
+    def guidance_scale(self) -> float | tuple[float, ...]:
+        """w of the video: one number where it is the same at every step, else one for each."""
+        return simplest(self.guidance.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,56 +91,6 @@ class DenoiseState(Shown):
         return f"DenoiseState(step_index={self.step_index}, {self.latents})"
 
 
-Keep = Literal["none", "summary", "x0", "full"]
-
-
-@dataclass(frozen=True, eq=False)
-class StepRecord(Shown):
-    """What one step saw and did.
-
-    Attributes:
-        index: of the step, from 0.
-        order: of the predictor.
-        corrector_order: of the corrector, 0 where there was nothing to correct.
-        sigma, timestep: noise level, and what the network was told.
-        seconds: wall-clock time of the step.
-        rms: root mean square of every tensor of the step, such as `rms["video.x0"]`; always kept.
-        velocity: conditional, unconditional and guided; None where `keep` dropped it.
-        x0: this step's prediction of the clean latents; None where dropped.
-        corrector_move: corrected sample minus sample; None where dropped or where there was nothing to correct.
-        predictor_move: next sample minus corrected sample; None where dropped.
-    """
-
-    index: int
-    order: int
-    corrector_order: int
-    sigma: float
-    timestep: int
-    seconds: float
-    rms: Mapping[str, float]
-    velocity: GuidedVelocity | None = None
-    x0: Latents | None = None
-    corrector_move: Latents | None = None
-    predictor_move: Latents | None = None
-
-    def keep(self, what: Keep) -> "StepRecord":
-        """A copy that holds only what was asked for, on the CPU: "summary" numbers, "x0" too, or the "full" record."""
-        if what == "full":
-            v = self.velocity
-            moved = GuidedVelocity(_cpu(v.guided), _cpu(v.cond), _cpu(v.uncond)) if v else None
-            moves = {"corrector_move": _cpu(self.corrector_move), "predictor_move": _cpu(self.predictor_move)}
-            return replace(self, velocity=moved, x0=_cpu(self.x0), **moves)
-        x0 = _cpu(self.x0) if what == "x0" else None
-        return replace(self, velocity=None, x0=x0, corrector_move=None, predictor_move=None)
-
-    def __repr__(self) -> str:
-        held = [n for n in ("velocity", "x0", "corrector_move", "predictor_move") if getattr(self, n) is not None]
-        return (
-            f"StepRecord(index={self.index}, order={self.order}, sigma={self.sigma:.5f}, timestep={self.timestep}, "
-            f"{self.seconds:.2f} s, holds {', '.join(held) or 'numbers only'})"
-        )
-
-
 # ---------------------------------------------------------------------------------------------------------- prepare
 
 
@@ -145,8 +102,9 @@ def prepare_denoise(
     schedule: Schedule | ScheduleName | None = None,
     flow_shift: float | None = None,
     use_karras_sigmas: UseKarras = "preset",
+    solver: SolverName | Solver | None = None,
 ) -> tuple[DenoiseInputs, DenoiseState]:
-    """Encode both prompts with the UND tower, lay out the schedule, draw the noise.
+    """Encode both prompts with the UND tower, lay out the schedule, turn guidance into numbers, draw the noise.
 
     Args:
         models: from `load_cosmos3`.
@@ -156,11 +114,12 @@ def prepare_denoise(
             scheduler file); None leaves the choice to `use_karras_sigmas`, then to the preset.
         flow_shift: of flow schedules; None means the checkpoint's default, else the preset's (under "auto" the file's).
         use_karras_sigmas: PhyAI's switch: True for Karras, False for a flow schedule, None for the checkpoint's file.
+        solver: "unipc", "euler" or "heun", or a `Solver` with all settings; None means the preset's.
 
     Raises:
         ValueError: two choices contradict each other, or the request does not fit the checkpoint.
     """
-    preset = get_preset(preset or request.preset or models.defaults.preset)
+    preset = with_solver(get_preset(preset or request.preset or models.defaults.preset), solver)
     _check_fits(models, request)
     made = resolve_schedule(
         request.num_inference_steps,
@@ -171,28 +130,42 @@ def prepare_denoise(
         scheduler_config=models.configs.scheduler,
         default_flow_shift=models.defaults.flow_shift,
     )
+    if not isinstance(request.guidance_scale, (int, float)):
+        sigmas, with_sound = made.sigmas[:-1].tolist(), request.sound_frames is not None
+        request = replace(request, guidance_scale=resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound))
     cond, uncond = encode_prompts(models, request, preset)
-    noise = (request.noise or _draw(models, request, preset)).to(
-        models.device, _pick(preset.solver_precision, models.transformer.dtype)
-    )
+    noise = (request.noise or _draw(models, request, preset)).to(models.device, solver_dtype(models, preset))
     inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
     return inputs, _initial_state(noise, step_index=0)
 
 
+def needs_negative(request: Cosmos3T2VRequest, preset: Preset, *, first_step: int = 0) -> bool:
+    """Whether any step needs the negative prompt.
+
+    Args:
+        request: its guidance a number, or resolved.
+        preset: says from which guidance scale on it is needed.
+        first_step: the first one that counts.
+    """
+    if isinstance(request.guidance_scale, (int, float)):
+        return needs_uncond(request.guidance_scale, preset.skip_guidance)
+    return request.guidance_scale.needs_negative(preset.skip_guidance, first_step=first_step)
+
+
 def encode_prompts(
-    models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset
+    models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset, *, first_step: int = 0
 ) -> tuple[Cosmos3Condition, Cosmos3Condition | None]:
     """Both prompts through the UND tower together: in split placement each of its layers visits the device once, for both.
 
     Args:
-        models, request: see `prepare_denoise`.
-        preset: says from which guidance scale on the negative prompt is needed.
+        models: see `prepare_denoise`.
+        request, preset, first_step: see `needs_negative`.
 
     Returns:
-        `(cond, uncond)`; `uncond` is None where guidance skips the second pass.
+        `(cond, uncond)`; `uncond` is None where no step needs it.
     """
     prompts = [(request.text_ids, request.text_mask)]
-    if needs_uncond(request.guidance_scale, preset.skip_guidance):
+    if needs_negative(request, preset, first_step=first_step):
         prompts.append((request.neg_text_ids, request.neg_text_mask))
     cond, *uncond = encode_conditions(
         models.transformer,
@@ -245,7 +218,7 @@ def _initial_state(latents: Latents, *, step_index: int) -> DenoiseState:
 
 @torch.no_grad()
 def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: DenoiseState) -> tuple[DenoiseState, StepRecord]:
-    """One step: velocity of both branches, guidance, UniPC for video and sound.
+    """One step: velocity of both branches, guidance, and the solver for video and sound.
 
     Args:
         transformer: its GEN tower must be on the latents' device; UND is not touched.
@@ -273,18 +246,53 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
     preset, model_dtype = inputs.preset, transformer.dtype
     timestep_dtype = _pick(preset.timestep_precision, model_dtype)
 
-    def velocity(cond: Cosmos3Condition) -> Latents:
-        predicted = predict_velocity(transformer, latents, int(schedule.timesteps[i]), cond, timestep_dtype=timestep_dtype)
+    def predict(cond: Cosmos3Condition, latents: Latents, step: int) -> Latents:
+        timestep = int(schedule.timesteps[step])
+        predicted = predict_velocity(transformer, latents, timestep, cond, timestep_dtype=timestep_dtype)
         return predicted.to(_pick(preset.guidance_precision, model_dtype))
 
-    v_uncond = None if inputs.uncond is None else velocity(inputs.uncond)
-    guided = classifier_free_guidance(velocity(inputs.cond), v_uncond, inputs.guidance_scale)
-    v = guided.guided.to(latents.video.dtype)
-    order = preset.solver_order
-    video = unipc_step(state.video, v.video, schedule, solver_order=order)
-    sound = None if state.sound is None else unipc_step(state.sound, v.sound, schedule, solver_order=order)
-    after = DenoiseState(video.state, None if sound is None else sound.state)
-    return after, _record(i, schedule, guided, latents, video, sound, begin)
+    after, steps, velocities = guided_step(predict, inputs.cond, inputs.uncond, inputs.guidance, preset, schedule, state)
+    return after, record_step(i, schedule, velocities, latents, steps, begin)
+
+
+def guided_step(
+    predict: Callable[[Cosmos3Condition, Latents, int], Latents],
+    cond: Cosmos3Condition,
+    uncond: Cosmos3Condition | None,
+    guidance: Guidance,
+    preset: Preset,
+    schedule: Schedule,
+    state: DenoiseState,
+) -> tuple[DenoiseState, list[UniPCStep], list[GuidedVelocity]]:
+    """Guidance and solver of one step, whoever predicts the velocities.
+
+    Args:
+        predict: called with `(cond or uncond, latents, step)`, gives a velocity in the dtype in which to guide.
+        cond, uncond: the prompt and the negative prompt; without the latter there is no guidance.
+        guidance: with a number for each step.
+        preset: its solver, and its rule for skipping guidance.
+        schedule: of the run.
+        state: before the step.
+
+    Returns:
+        The state after the step, what the solver did for each modality, and every velocity that it asked for.
+    """
+    i, velocities = state.step_index, []
+    second_pass = uncond is not None and guidance.needs_uncond(i, preset.skip_guidance)
+
+    def velocity(samples: Sequence[Tensor], step: int) -> list[Tensor]:
+        latents = Latents(*samples)
+        v_uncond = predict(uncond, latents, step) if second_pass else None
+        v = guide(predict(cond, latents, step), v_uncond, guidance, i, skip_guidance=preset.skip_guidance)
+        velocities.append(v)
+        return v.guided.to(latents.video.dtype).tensors()
+
+    solvers = [state.video] if state.sound is None else [state.video, state.sound]
+    steps = solver_step(make_solver(preset), solvers, velocity, schedule)
+    after = [step.state for step in steps]
+    if i < guidance.zero_steps:  # such a step has told the solver nothing about x0, so that it must not be remembered
+        after = [unipc_init(before.sample, step_index=i + 1) for before in solvers]
+    return DenoiseState(*after), steps, velocities
 
 
 def denoise(
@@ -302,64 +310,10 @@ def denoise(
         yield state, record
 
 
-def _record(
-    index: int,
-    schedule: Schedule,
-    velocity: GuidedVelocity,
-    before: Latents,
-    video: UniPCStep,
-    sound: UniPCStep | None,
-    begin: float,
-) -> StepRecord:
-    x0 = Latents(video.x0, None if sound is None else sound.x0)
-    corrected = Latents(video.corrected, None if sound is None else sound.corrected)
-    after = Latents(video.state.sample, None if sound is None else sound.state.sample)
-    corrector_move = corrected.map(torch.sub, before) if video.corrector_order else None
-    predictor_move = after.map(torch.sub, corrected)
-    rms = _rms(
-        sample=before,
-        velocity=velocity.guided,
-        velocity_cond=velocity.cond,
-        velocity_uncond=velocity.uncond,
-        guidance=None if velocity.uncond is None else velocity.cond.map(torch.sub, velocity.uncond),
-        x0=x0,
-        corrector_move=corrector_move,
-        predictor_move=predictor_move,
-    )
-    broken = [name for name, value in rms.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"step {index}: {broken[0]} is not finite; the weights are damaged, or the numbers outgrew the dtype (try float32)"
-        )
-    return StepRecord(
-        index=index,
-        order=video.predictor_order,
-        corrector_order=video.corrector_order,
-        sigma=float(schedule.sigmas[index]),
-        timestep=int(schedule.timesteps[index]),
-        seconds=time.perf_counter() - begin,  # after the numbers above have waited for the device
-        rms=rms,
-        velocity=velocity,
-        x0=x0,
-        corrector_move=corrector_move,
-        predictor_move=predictor_move,
-    )
-
-
-def _rms(**tensors: Latents | None) -> dict[str, float]:
-    """`{"video.x0": ..., "sound.x0": ..., ...}`, brought to the CPU in one transfer."""
-    values: dict[str, Tensor] = {}
-    for name, latents in tensors.items():
-        if latents is not None:
-            values[f"video.{name}"] = latents.video.float().square().mean().sqrt()
-            if latents.sound is not None:
-                values[f"sound.{name}"] = latents.sound.float().square().mean().sqrt()
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+def solver_dtype(models: Cosmos3Models, preset: Preset) -> torch.dtype:
+    """What the solver's state is kept in."""
+    return _pick(preset.solver_precision, models.transformer.dtype)
 
 
 def _pick(precision: Precision, model_dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if precision == "float32" else model_dtype
-
-
-def _cpu(latents: Latents | None) -> Latents | None:
-    return None if latents is None else latents.to("cpu")

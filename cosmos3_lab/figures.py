@@ -18,7 +18,15 @@ from cosmos3_lab.latent_figures import (
     plot_latent_histogram,
 )
 from cosmos3_lab.lens_figures import plot_attention_frames, plot_sound_to_video, plot_word_effects, plot_word_time
-from cosmos3_lab.lesson_figures import plot_curves, plot_parts, plot_positions, plot_token_change, plot_token_sequence
+from cosmos3_lab.lesson_figures import (
+    plot_curves,
+    plot_guidance_scale,
+    plot_parts,
+    plot_positions,
+    plot_solver_errors,
+    plot_token_change,
+    plot_token_sequence,
+)
 from cosmos3_lab.schedule_figures import plot_noise_levels, plot_schedules, plot_stage_times, plot_tokens
 from cosmos3_lab.sound_figures import plot_sound, plot_sound_latents, plot_spectrogram, plot_timeline, plot_waveform
 from cosmos3_lab.step_figures import guidance_map, plot_guidance, plot_trajectory, plot_unipc
@@ -30,6 +38,7 @@ __all__ = [
     "plot_attention_frames",
     "plot_curves",
     "plot_guidance",
+    "plot_guidance_scale",
     "plot_latent_channels",
     "plot_latent_frames",
     "plot_latent_histogram",
@@ -37,6 +46,7 @@ __all__ = [
     "plot_parts",
     "plot_positions",
     "plot_schedules",
+    "plot_solver_errors",
     "plot_sound",
     "plot_sound_latents",
     "plot_sound_to_video",

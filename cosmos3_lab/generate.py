@@ -21,6 +21,7 @@ from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, guidance_settings
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput, open_mp4, to_uint8_frames
 from cosmos3_lab.prepare import prepare_request
@@ -29,6 +30,7 @@ from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.sizes import latent_to_pixel_shape
+from cosmos3_lab.solvers import Solver, SolverName
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.timing import PhaseTimer
 from cosmos3_lab.video_vae import iter_decode_video
@@ -92,13 +94,14 @@ def generate(
     width: int | None = None,
     fps: float | None = None,
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | Guidance | None = None,
     seed: int = 42,
     noise: Latents | None = None,
     preset: str | Preset | None = None,
     schedule: Schedule | ScheduleName | None = None,
     flow_shift: float | None = None,
     use_karras_sigmas: UseKarras = "preset",
+    solver: SolverName | Solver | None = None,
     should_stop: Callable[[StepRecord], bool] | None = None,
     keep: Keep = "summary",
     progress: bool = True,
@@ -112,10 +115,11 @@ def generate(
         prompt: what to show (and, with sound, what to hear); plain text or a JSON object.
         negative_prompt: None for the preset's default, "" for an empty one.
         with_sound: True for T2AV.
-        num_frames, height, width, fps, num_inference_steps, guidance_scale: None for the checkpoint's defaults.
+        num_frames, height, width, fps, num_inference_steps, guidance_scale: None for the checkpoint's defaults; guidance may also
+            be a list, a function of (step, sigma), a `GuidanceInterval` or a `Guidance`.
         seed: of the noise.
         noise: initial noise to use instead of the seed's.
-        preset, schedule, flow_shift, use_karras_sigmas: see `prepare_denoise`.
+        preset, schedule, flow_shift, use_karras_sigmas, solver: see `prepare_denoise`.
         should_stop: called with every step's full record; True ends the run there, with the latents kept and nothing decoded.
         keep: what the records hold: "none", "summary" (numbers), "x0" or "full" (every tensor of every step, on the CPU).
         progress: whether to show a tqdm bar.
@@ -154,6 +158,7 @@ def generate(
         schedule=schedule,
         flow_shift=flow_shift,
         use_karras_sigmas=use_karras_sigmas,
+        solver=solver,
         should_stop=should_stop,
         keep=keep,
         progress=progress,
@@ -172,6 +177,7 @@ def run_request(
     schedule: Schedule | ScheduleName | None = None,
     flow_shift: float | None = None,
     use_karras_sigmas: UseKarras = "preset",
+    solver: SolverName | Solver | None = None,
     should_stop: Callable[[StepRecord], bool] | None = None,
     keep: Keep = "summary",
     progress: bool = True,
@@ -197,6 +203,7 @@ def run_request(
                 schedule=schedule,
                 flow_shift=flow_shift,
                 use_karras_sigmas=use_karras_sigmas,
+                solver=solver,
             )
         with timer("denoise"):
             state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
@@ -346,7 +353,7 @@ def run_manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]
         "text_tokens": request.text_ids.shape[1],
         "negative_text_tokens": request.neg_text_ids.shape[1] if inputs.uncond is not None else None,
         "num_inference_steps": inputs.schedule.num_steps,
-        "guidance_scale": inputs.guidance_scale,
+        **guidance_settings(inputs.guidance),
         "schedule": inputs.schedule.name,
         "flow_shift": inputs.schedule.flow_shift,
         "preset": inputs.preset.name,

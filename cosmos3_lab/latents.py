@@ -46,6 +46,10 @@ class Latents(Shown):
             return Latents(video)
         return Latents(video, fn(self.sound, *(o.sound for o in others)))
 
+    def tensors(self) -> list[Float[Tensor, "..."]]:
+        """The video tensor and, where there is sound, the sound tensor."""
+        return [self.video] if self.sound is None else [self.video, self.sound]
+
     def to(self, *args: torch.device | torch.dtype | str) -> "Latents":
         """`Tensor.to` on both modalities."""
         return self.map(lambda x: x.to(*args))

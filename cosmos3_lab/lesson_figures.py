@@ -1,10 +1,10 @@
-"""Figures of the towers, and of curves that a notebook measures itself.
+"""Figures of the towers, of solvers and guidance, and of curves that a notebook measures itself.
 
 Read next: `figures.py`, the list of all figures.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,11 @@ from cosmos3_lab.figure_style import (
     new_panels,
     with_shape,
 )
+from cosmos3_lab.guidance_scale import Guidance
 from cosmos3_lab.positions import TokenLayout
+from cosmos3_lab.schedule import Schedule
+from cosmos3_lab.solver_lab import SolverError
+from cosmos3_lab.solvers import Solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,6 +203,93 @@ def plot_curves(
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     dress_legend(ax)
     describe(ax, f"{title or 'Curves'}: {', '.join(curves)} over {x or 'x'}")
+    return ax
+
+
+def plot_solver_errors(
+    errors: Iterable[SolverError],
+    *,
+    modality: Literal["video", "sound"] = "video",
+    title: str = "Error at the end",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Error over evaluations, one curve for each solver; both axes logarithmic, so that order p is a straight line of slope -p.
+
+    UniPC of one order has one colour, dashed and hollow without its corrector.
+
+    Args:
+        errors: from `flow_errors` or `model_errors`.
+        modality: "video" or "sound".
+        title: text.
+        ax: to draw on.
+
+    Raises:
+        ValueError: there are none, or none of this modality.
+    """
+    field = "error" if modality == "video" else "sound_error"
+    shown = [error for error in errors if getattr(error, field) is not None]
+    if not shown:
+        raise ValueError(f"got no errors of {modality}, expected at least one")
+    ax = axes_or_new(ax, 8.0, 4.4)
+    solvers = list(dict.fromkeys(error.solver for error in shown))
+    for solver in solvers:
+        points = sorted((e.evaluations, getattr(e, field)) for e in shown if e.solver == solver)
+        ax.plot(*zip(*points, strict=True), label=str(solver), **_solver_look(solver))
+    ax.set(xscale="log", yscale="log")
+    ticks = _spread([error.evaluations for error in shown])
+    ax.set_xticks(ticks, [str(count) for count in ticks])
+    ax.set_xticks([], minor=True)
+    of = f" of the {modality}" if any(error.sound_error is not None for error in shown) else ""
+    dress(ax, title=title, x="evaluations of the velocity", y="relative rms error" + of, grid="both")
+    dress_legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    describe(ax, f"{title}: error{of} over evaluations for {'; '.join(str(solver) for solver in solvers)}")
+    return ax
+
+
+def _solver_look(solver: Solver) -> dict[str, Any]:
+    if solver.name != "unipc":
+        colour, marker = (COLOURS["orange"], "s") if solver.name == "euler" else (COLOURS["purple"], "D")
+        return {"color": colour, "linestyle": "-.", "marker": marker, "markersize": 4, "linewidth": 1.5}
+    colour, marker = (("green", "^"), ("blue", "o"), ("vermillion", "v"))[solver.order - 1]
+    look = {"color": COLOURS[colour], "marker": marker, "markersize": 4, "linewidth": 1.5}
+    return look | ({} if solver.corrector else {"linestyle": "--", "linewidth": 1, "markerfacecolor": STYLE["face"]})
+
+
+def _spread(counts: Sequence[int]) -> list[int]:
+    """Those of some whole numbers that are at least a third apart, from the largest down, so that their labels do not touch."""
+    kept: list[int] = []
+    for count in sorted(counts, reverse=True):
+        if not kept or 1.33 * count <= kept[-1]:
+            kept.append(count)
+    return kept
+
+
+def plot_guidance_scale(guidance: Guidance, schedule: Schedule, *, ax: "Axes | None" = None) -> "Axes":
+    """w of every step over the noise level at which it is used; where the line is at 1, there is no second pass.
+
+    Args:
+        guidance: with a number for each step, such as `inputs.guidance`.
+        schedule: of the run.
+        ax: to draw on.
+
+    Raises:
+        ValueError: there are not as many numbers as steps.
+    """
+    scales = {"video": guidance.scale} | ({} if guidance.sound_scale is None else {"sound": guidance.sound_scale})
+    if any(not isinstance(scale, Sequence) or len(scale) != schedule.num_steps for scale in scales.values()):
+        raise ValueError(f"got {guidance} for {schedule.num_steps} steps, expected a number for each step: see resolve_guidance")
+    ax = axes_or_new(ax, 8.0, 2.6)
+    for name, scale in scales.items():
+        look = {"color": VIDEO, "marker": "o"} if name == "video" else {"color": SOUND, "marker": "s", "linestyle": "--"}
+        sigmas = as_array(schedule.sigmas)
+        ax.step(sigmas, [*scale, scale[-1]], where="post", label=name, linewidth=1.5, **look | {"marker": ""})
+        ax.plot(sigmas[:-1], scale, color=look["color"], marker=look["marker"], markersize=4, linestyle="")
+    ax.axhline(1, color=STYLE["soft_ink"], linewidth=0.8, linestyle=":")
+    ax.invert_xaxis()
+    ax.set_ylim(0, 1.1 * max(1.0, *(max(scale) for scale in scales.values())))
+    dress(ax, title="Guidance of each step", x=r"$\sigma$ (time runs to the right)", y="w", grid="both")
+    dress_legend(ax)
+    describe(ax, f"Guidance scale over sigma: {guidance}")
     return ax
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import real_number
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset, get_preset
 from cosmos3_lab.prompt import Cosmos3Processor
@@ -28,7 +29,7 @@ def prepare_request(
     width: int | None = None,
     fps: float | None = None,
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | Guidance | None = None,
     seed: int = 42,
     noise: Latents | None = None,
     preset: str | Preset | None = None,

@@ -8,7 +8,7 @@ Read next: `schedule.py`, `denoise.py` (who obeys the record).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_origin
 
 from cosmos3_lab.captions import Metadata, NegativeDefault, NegativeMetadata
@@ -22,6 +22,7 @@ from cosmos3_lab.schedule import (
     karras_schedule,
     schedule_from_config,
 )
+from cosmos3_lab.solvers import Solver, SolverName
 
 # "model" is the dtype of the transformer's weights: bfloat16 on a GPU, so that sigmas and timesteps get rounded too.
 Precision = Literal["float32", "model"]
@@ -46,7 +47,7 @@ class Preset:
         solver_precision: dtype of latents between steps, of sigma in x0 and of the corrector's weights.
         guidance_precision: dtype in which two velocities are combined.
         timestep_precision: dtype of the timestep and of the time embedding's MLP.
-        solver_order: of UniPC, 2 in all references.
+        solver, solver_order, corrector: see `Solver`; UniPC of order 2 with its corrector in all references.
 
     Raises:
         ValueError: a choice that does not exist.
@@ -66,14 +67,20 @@ class Preset:
     solver_precision: Precision = "float32"
     guidance_precision: Precision = "float32"
     timestep_precision: Precision = "float32"
+    solver: SolverName = "unipc"
     solver_order: int = 2
+    corrector: bool = True
 
     def __post_init__(self) -> None:
         for f in fields(self):
             if get_origin(f.type) is Literal:
                 check_choice(f.name, getattr(self, f.name), f.type)
-        if self.solver_order not in (1, 2, 3):
-            raise ValueError(f"got solver_order {self.solver_order}, expected 1, 2 or 3")
+        make_solver(self)
+
+
+def make_solver(preset: Preset) -> Solver:
+    """The preset's solver."""
+    return Solver(preset.solver, preset.solver_order, preset.corrector)
 
 
 PRESETS: dict[str, Preset] = {
@@ -114,6 +121,20 @@ def get_preset(preset: str | Preset) -> Preset:
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"got preset {shown(preset)}, expected one of {', '.join(PRESETS)}")
     return PRESETS[preset]
+
+
+def with_solver(preset: Preset, solver: SolverName | Solver | None) -> Preset:
+    """The preset with another solver.
+
+    Args:
+        preset: is not changed.
+        solver: a name keeps the preset's order and corrector; None keeps the preset.
+    """
+    if solver is None:
+        return preset
+    if isinstance(solver, Solver):
+        return replace(preset, solver=solver.name, solver_order=solver.order, corrector=solver.corrector)
+    return replace(preset, solver=solver)
 
 
 def comparison_rows() -> list[tuple[str, ...]]:

@@ -11,8 +11,11 @@ import numpy as np
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
 from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, Generation
 from cosmos3_lab.guidance import GuidedVelocity
+from cosmos3_lab.guidance_scale import scale_words
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput
+from cosmos3_lab.presets import make_solver
+from cosmos3_lab.records import guidance_saving
 from cosmos3_lab.repr_html import Plain, TensorRow, field_table, image, number_table, page, tensor_table, text_block, unfold
 from cosmos3_lab.repr_pictures import clip_picture, latents_picture, schedule_picture
 from cosmos3_lab.repr_start import latents_rows
@@ -68,12 +71,14 @@ def inputs_page(inputs: DenoiseInputs) -> str:
         ("request", inputs.request, "what was asked for"),
         ("schedule", inputs.schedule, "sigmas and timesteps"),
         ("cond", inputs.cond, "the prompt, encoded"),
-        ("uncond", inputs.uncond, "the negative prompt, encoded; None where guidance skips it"),
-        ("preset", Plain(inputs.preset.name), "recipe; its precisions rule the step"),
+        ("uncond", inputs.uncond, "the negative prompt, encoded; None where no step needs it"),
+        ("preset", Plain(inputs.preset.name), "recipe; its precisions and its solver rule the step"),
         ("checkpoint", Plain(inputs.checkpoint or "unknown"), "fingerprint of the weights"),
-        ("guidance_scale", inputs.guidance_scale, "the request's w"),
+        ("guidance", Plain(repr(inputs.guidance)), "the request's, with a number for each step"),
+        ("guidance_scale", Plain(scale_words(inputs.guidance_scale)), "w of the video"),
     ]
-    summary = f"{inputs.schedule.num_steps} steps, guidance {inputs.guidance_scale:g}"
+    solver = make_solver(inputs.preset)
+    summary = f"{inputs.schedule.num_steps} steps of {solver}, guidance {scale_words(inputs.guidance_scale)}"
     return page("DenoiseInputs", summary, [field_table(fields), image(schedule_picture(inputs.schedule))])
 
 
@@ -103,7 +108,7 @@ def _latest_x0(state: DenoiseState) -> Latents:
 
 def step_page(record: StepRecord) -> str:
     """Numbers, tensors where they were kept, and the picture that the network aimed at."""
-    first = "nothing to correct" if record.corrector_order == 0 else "of the corrector"
+    first = "nothing was corrected" if record.corrector_order == 0 else "of the corrector"
     fields = [
         ("index", record.index, "of the step, from 0"),
         ("order", record.order, "of the predictor"),
@@ -111,6 +116,9 @@ def step_page(record: StepRecord) -> str:
         ("sigma", Plain(f"{record.sigma:.5f}"), "noise level"),
         ("timestep", record.timestep, "what the network was told"),
         ("seconds", Plain(f"{record.seconds:.3f}"), "wall-clock time"),
+        ("evaluations", record.evaluations, "how often the solver asked for a velocity"),
+        ("passes", record.passes, "through the GEN tower"),
+        ("second_pass", record.second_pass, "whether the negative prompt's ran"),
     ]
     dropped = [n for n in ("velocity", "x0", "corrector_move", "predictor_move") if getattr(record, n) is None]
     parts = [field_table(fields), _rms_table(record.rms)]
@@ -184,7 +192,7 @@ def generation_page(generation: Generation) -> str:
     fields = [
         ("output", output, "the clip; None where the run was stopped"),
         ("latents", generation.latents, "the last ones" + ("" if generation.stopped else ", clean")),
-        ("records", Plain(f"{len(generation.records)} StepRecord"), "one per step, with what keep= asked for"),
+        ("records", Plain(_records(generation)), "one per step, with what keep= asked for"),
         ("timings", Plain(_timings(generation.timings)), "seconds; those in brackets are within inference"),
         ("inputs", Plain(f"DenoiseInputs, {steps} steps"), "what stayed the same from step to step"),
         ("state", generation.state, "to continue or fork"),
@@ -198,6 +206,12 @@ def generation_page(generation: Generation) -> str:
     manifest = [(name, Plain(value) if isinstance(value, str) else value, "") for name, value in generation.manifest.items()]
     parts.append(unfold("manifest", field_table(manifest)))
     return page("Generation", stopped if output is None else _length(output), parts)
+
+
+def _records(generation: Generation) -> str:
+    saving = guidance_saving(generation.records)
+    skipped = f"; {saving}" if 0 < saving.skipped < saving.evaluations else ""
+    return f"{len(generation.records)} StepRecord{skipped}"
 
 
 def _generation_picture(generation: Generation) -> "LabFigure":

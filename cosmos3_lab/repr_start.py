@@ -6,6 +6,7 @@ Read next: `repr_run.py`.
 from torch import Tensor, nn
 
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.guidance_scale import scale_words
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
 from cosmos3_lab.repr_html import Plain, TensorRow, field_table, image, page, tensor_table, text_block
@@ -45,7 +46,7 @@ def request_page(request: Cosmos3T2VRequest) -> str:
         ("video_shape", request.video_shape, "latent grid: frames, rows, columns (not pixels)"),
         ("fps", request.fps, "frames a second"),
         ("num_inference_steps", request.num_inference_steps, "solver steps"),
-        ("guidance_scale", request.guidance_scale, "w of classifier-free guidance, 1 is none"),
+        ("guidance_scale", Plain(scale_words(request.guidance_scale)), "w of classifier-free guidance, 1 is none"),
         ("seed", request.seed, "of the initial noise" + ("" if request.noise is None else "; not used, there is noise")),
         ("noise", request.noise, "initial noise instead of the seed's"),
         ("sound_frames", request.sound_frames, "number of sound latents, None for silence"),

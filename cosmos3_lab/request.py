@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from cosmos3_lab.configs import real_number, whole_number
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, check_guidance, scale_words
 from cosmos3_lab.latents import LARGEST_SEED, Latents
 from cosmos3_lab.presets import Preset
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
@@ -26,7 +27,6 @@ from cosmos3_lab.sizes import (
     sound_latent_frames,
 )
 
-SCALE = "a finite number of at least 0"
 LARGEST_CLIP = 2**24  # latent pixels; a hundred times 720x1280x189
 
 
@@ -40,7 +40,8 @@ class Cosmos3T2VRequest(Shown):
         video_shape: latent grid `(t, h, w)`, not pixels.
         fps: frames a second, also on the position axis.
         num_inference_steps: solver steps.
-        guidance_scale: classifier-free guidance w, `v_uncond + w * (v_cond - v_uncond)`.
+        guidance_scale: classifier-free guidance w, `v_uncond + w * (v_cond - v_uncond)`: a number, one for each step, a function
+            of (step, sigma), a `GuidanceInterval`, or a `Guidance` with all settings.
         seed: of the initial noise.
         noise: initial noise to use instead of the seed's.
         sound_frames: number of sound latents; None makes a silent video (T2V), a number sound as well (T2AV).
@@ -58,7 +59,7 @@ class Cosmos3T2VRequest(Shown):
     video_shape: tuple[int, int, int]
     fps: float = 24.0
     num_inference_steps: int = 35
-    guidance_scale: float = 6.0
+    guidance_scale: GuidanceScale | Guidance = 6.0
     seed: int = 42
     noise: Latents | None = None
     sound_frames: int | None = None
@@ -76,10 +77,7 @@ class Cosmos3T2VRequest(Shown):
             "video_shape": tuple(whole_number("video_shape", n) for n in self.video_shape),
             "num_inference_steps": whole_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS),
             "seed": whole_number("seed", self.seed, 0, LARGEST_SEED),
-            "guidance_scale": real_number("guidance_scale", self.guidance_scale, SCALE),
         }
-        if checked["guidance_scale"] < 0:
-            raise ValueError(f"got guidance_scale {self.guidance_scale}, expected {SCALE}")
         for name in ("sound_frames", "sound_dim"):
             if getattr(self, name) is not None:
                 checked[name] = whole_number(name, getattr(self, name), 1, LARGEST_CLIP)
@@ -89,6 +87,7 @@ class Cosmos3T2VRequest(Shown):
             raise ValueError(
                 f"got video_shape {self.video_shape}, expected at most {LARGEST_CLIP} latent pixels; ask for a smaller clip"
             )
+        checked["guidance_scale"] = check_guidance(self.guidance_scale, checked["num_inference_steps"])
         check_fps(self.fps)
         for name, value in checked.items():  # NumPy's numbers become Python's
             object.__setattr__(self, name, value)
@@ -98,7 +97,7 @@ class Cosmos3T2VRequest(Shown):
         return (
             f"Cosmos3T2VRequest({self.text_ids.shape[1]} + {self.neg_text_ids.shape[1]} text tokens, latent {t}x{h}x{w}, "
             f"sound_frames={self.sound_frames}, fps={self.fps:g}, {self.num_inference_steps} steps, "
-            f"guidance_scale={self.guidance_scale:g}, seed={self.seed})"
+            f"guidance_scale={scale_words(self.guidance_scale)}, seed={self.seed})"
         )
 
 
@@ -112,7 +111,7 @@ def make_request(
     fps: float = 24.0,
     with_sound: bool = False,
     num_inference_steps: int = 35,
-    guidance_scale: float = 6.0,
+    guidance_scale: GuidanceScale | Guidance = 6.0,
     seed: int = 42,
     noise: Latents | None = None,
     media: MediaSpec = NANO,

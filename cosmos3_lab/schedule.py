@@ -12,8 +12,8 @@ PhyAI ("phyai-flow", which shifts the top sigma twice), diffusers ("diffusers-fl
 arXiv:2206.00364, eq. 5 ("karras").
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -140,6 +140,25 @@ def karras_schedule(n: int, *, sigma_min: float = 0.147, sigma_max: float = 200.
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     edm = (high + np.linspace(0, 1, n) * (low - high)) ** rho
     return _schedule(edm / (edm + 1), "karras", None)
+
+
+def schedule_from_sigmas(sigmas: Sequence[float] | Float[Tensor, " n"]) -> Schedule:
+    """A schedule of your own noise levels.
+
+    Args:
+        sigmas: falling from at most 1, one for each step; the 0 at the end is added where it is missing. The timesteps are
+            `int(1000 * sigma)`, where a float32's rounding is forgiven.
+
+    Raises:
+        ValueError: there are none, too many, or they do not fall from at most 1 to at least 0.
+    """
+    levels = np.asarray(sigmas, np.float64)
+    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all() or not (np.diff(levels) < 0).all():
+        raise ValueError(f"got sigmas {levels.tolist()}, expected numbers that fall, from at most 1 to at least 0")
+    levels = levels[levels > 0]
+    check_steps(len(levels))
+    timesteps = np.floor(np.round(levels * NUM_TRAIN_TIMESTEPS, 4))  # 977.99997 was 978 before it became a float32
+    return replace(_schedule(levels, "custom", None), timesteps=torch.from_numpy(timesteps.astype(np.int64)).clamp(max=999))
 
 
 def schedule_from_config(config: Mapping[str, Any], n: int, *, flow_shift: float | None = None) -> Schedule:

@@ -46,11 +46,12 @@ def plot_guidance(records: Sequence[StepRecord]) -> "Figure":
     """Two panels over the steps: how far apart the two branches are, and the cosine between them; video and sound.
 
     Args:
-        records: of a guided run, in order; numbers are enough (`keep="summary"`).
+        records: of a guided run, in order; numbers are enough (`keep="summary"`). Steps without the second pass are left out.
 
     Raises:
         ValueError: there are no records, or guidance was off.
     """
+    records = [record for record in records if "video.guidance" in record.rms] or records
     modalities = _modalities(records, "guidance")
     figure, panels = new_panels(1, 2, 10.0, 3.5)
     steps = [record.index for record in records]

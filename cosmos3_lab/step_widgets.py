@@ -67,14 +67,16 @@ def guidance_lens(records: Sequence[StepRecord]) -> "Widget | Figure":
     """How far the prompt moves the velocity, `|v_cond - v_uncond|`, over space, over the clip's time and over the steps.
 
     Args:
-        records: of a guided run with `keep="full"`.
+        records: of a guided run with `keep="full"`. Steps without the second pass are left out; the rest must be
+            steps that follow each other.
 
     Raises:
         ValueError: there are no records, they hold no velocities, or guidance was off.
     """
-    records = check_records(records, "velocity")
-    if any(record.velocity.uncond is None for record in records):
+    records = [record for record in check_records(records, "velocity") if record.velocity.uncond is not None]
+    if not records:
         raise ValueError("got records of a run without guidance, expected guidance_scale other than 1")
+    records = check_records(records)
     return _build_guidance(records) if has_front_end() else plot_guidance(records)
 
 

@@ -10,7 +10,7 @@ corrector redoes that same step with the new x0 as one more point (r = 1). The w
 are derived: they start at 1, and fall to 1 for the last step, where sigma' = 0 makes lambda infinite and x' = m_0.
 
 Source: Zhao et al. 2023, arXiv:2302.04867, and UniPCMultistepScheduler of diffusers 0.42.1 (order 2 is Nano's).
-Read next: `denoise.py`.
+Read next: `solvers.py`, which has two plain solvers beside it.
 """
 
 from dataclasses import dataclass, replace
@@ -128,7 +128,12 @@ def unipc_predict(
 
 
 def unipc_step(
-    state: UniPCState, velocity: Float[Tensor, "..."], schedule: Schedule, *, solver_order: int = SOLVER_ORDER
+    state: UniPCState,
+    velocity: Float[Tensor, "..."],
+    schedule: Schedule,
+    *,
+    solver_order: int = SOLVER_ORDER,
+    corrector: bool = True,
 ) -> UniPCStep:
     """Velocity to x0, correct, predict.
 
@@ -137,23 +142,42 @@ def unipc_step(
         velocity: guided, shaped as `state.sample` and in its dtype.
         schedule: of the run.
         solver_order: 1 to 3 (2 in all references).
+        corrector: False leaves out the second of the three, to see what it is good for.
 
     Raises:
         ValueError: the schedule is already at its end, or the order is out of range.
     """
-    if not 0 <= state.step_index < schedule.num_steps:
-        raise ValueError(f"got a state at step {state.step_index} of {schedule.num_steps}: there is no step left to do")
-    if not 1 <= solver_order <= 3:
-        raise ValueError(f"got solver_order {solver_order}, expected 1, 2 or 3")
+    check_step(state.step_index, schedule)
+    check_order(solver_order)
     x0 = velocity_to_x0(state.sample, velocity, schedule.sigmas[state.step_index])
-    corrected = unipc_correct(state, x0, schedule, solver_order=solver_order)
+    corrected = unipc_correct(state, x0, schedule, solver_order=solver_order) if corrector else state
     return UniPCStep(
         unipc_predict(corrected, x0, schedule, solver_order=solver_order),
         x0,
         corrected.sample,
         predictor_order(state, schedule, solver_order=solver_order),
-        corrector_order(state, schedule, solver_order=solver_order),
+        corrector_order(state, schedule, solver_order=solver_order) if corrector else 0,
     )
+
+
+def check_step(step_index: int, schedule: Schedule) -> None:
+    """Refuse a step that the schedule does not have.
+
+    Raises:
+        ValueError: it is at its end.
+    """
+    if not 0 <= step_index < schedule.num_steps:
+        raise ValueError(f"got a state at step {step_index} of {schedule.num_steps}: there is no step left to do")
+
+
+def check_order(solver_order: int) -> None:
+    """Refuse an order that UniPC does not have here.
+
+    Raises:
+        ValueError: not 1 to 3.
+    """
+    if solver_order not in (1, 2, 3):
+        raise ValueError(f"got solver_order {solver_order}, expected 1, 2 or 3")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from cosmos3_lab import (
+    Guidance,
     TokenRow,
     figures,
     flow_schedule,
@@ -29,6 +31,7 @@ from cosmos3_lab.figure_style import COLOURS, as_array, describe, pick_evenly, w
 from cosmos3_lab.positions import TokenLayout, compute_mrope_position_ids_text
 from cosmos3_lab.preview import fit_latent_preview
 from cosmos3_lab.schedule_figures import CHARACTERS, ROLES, printable
+from cosmos3_lab.solver_lab import ALL_SOLVERS, SolverError
 from cosmos3_lab.sound_figures import FLOOR_DB, hertz_to_mel, mel_filters, mel_to_hertz, spectrogram_db
 from cosmos3_lab.step_figures import principal_plane
 from cosmos3_lab.towers import Cosmos3Config
@@ -307,6 +310,12 @@ def test_guidance_shows_distance_and_cosine_of_both_modalities(run):
         assert np.allclose(cosine[modality][1], alike, atol=1e-5)
 
 
+def test_guidance_is_drawn_at_the_steps_that_had_it(run):
+    skipped = replace(run.records[0], rms={k: v for k, v in run.records[0].rms.items() if "guidance" not in k})
+    for ax in figures.plot_guidance([skipped, *run.records[1:]]).axes:
+        assert list(lines(ax)["video"][0]) == list(range(1, STEPS))
+
+
 def test_sigma_stands_above_its_step(run):
     figure = figures.plot_guidance(run.records)
     (above,) = figure.axes[0].child_axes
@@ -583,6 +592,14 @@ def attention_figures():
     }
 
 
+def laboratory_figures():
+    schedule = flow_schedule(4, flow_shift=5.0)
+    guidance = Guidance((1.0, 6.0, 6.0, 1.0), sound_scale=(2.0,) * 4)
+    errors = [SolverError(solver, n, n, 1 / n) for solver in ALL_SOLVERS for n in (4, 8, 16, 32)]
+    scales = figures.plot_guidance_scale(guidance, schedule)
+    return {"plot_guidance_scale": scales, "plot_solver_errors": figures.plot_solver_errors(errors)}
+
+
 def every_figure(run, preview):
     """Each public function once, on the run."""
     out, records, latents = run.output, run.records, run.latents
@@ -611,6 +628,7 @@ def every_figure(run, preview):
         "plot_token_change": figures.plot_token_change(np.triu(np.ones((3, 8))), token=1),
         **position_figures(),
         **attention_figures(),
+        **laboratory_figures(),
     }
     return {name: value if isinstance(value, Figure) else value.figure for name, value in made.items()}
 

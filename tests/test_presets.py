@@ -29,7 +29,9 @@ CHOICES = {
     "solver_precision": ("float32", "model", "float32"),
     "guidance_precision": ("float32", "model", "float32"),
     "timestep_precision": ("float32", "model", "float32"),
+    "solver": ("unipc", "unipc", "unipc"),
     "solver_order": (2, 2, 2),
+    "corrector": (True, True, True),
 }
 
 

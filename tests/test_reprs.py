@@ -16,6 +16,7 @@ import cosmos3_lab
 from cosmos3_lab import (
     Cosmos3GenerationOutput,
     Cosmos3TokenizedPrompt,
+    Guidance,
     Latents,
     Schedule,
     flow_schedule,
@@ -53,6 +54,8 @@ def records(pico):
     size = {"num_frames": 9, "height": 48, "width": 64}
     run = generate(pico, NASTY, with_sound=True, num_inference_steps=3, keep="full", progress=False, **size)
     silent = generate(pico, "a ball", num_frames=1, num_inference_steps=2, guidance_scale=1.0, progress=False)
+    scales = Guidance([1.0, 3.0, 1.0], sound_scale=2.0, rescale=0.7)
+    stepped = generate(pico, "a ball", with_sound=True, num_inference_steps=3, guidance_scale=scales, progress=False, **size)
     early = generate(pico, "a ball", with_sound=True, num_inference_steps=3, should_stop=lambda r: True, progress=False, **size)
     step = run.records[1]
     return {
@@ -88,6 +91,9 @@ def records(pico):
         "generation": run,
         "stopped generation": early,
         "silent generation": silent,
+        "inputs with guidance in steps": stepped.inputs,
+        "request with guidance in steps": stepped.inputs.request,
+        "run with guidance in steps": stepped,
     }
 
 
@@ -96,10 +102,19 @@ NAMES = [
     "two samples", "broken latents", "one channel", "schedule", "schedule of one step", "condition", "inputs",
     "inputs without guidance", "first state", "state", "silent state", "solver", "velocity", "velocity without guidance",
     "first step", "step", "step with x0", "step in numbers", "silent step", "output", "still", "generation",
-    "stopped generation", "silent generation",
+    "stopped generation", "silent generation", "inputs with guidance in steps", "request with guidance in steps",
+    "run with guidance in steps",
 ]  # fmt: skip
 every_record = pytest.mark.parametrize("name", NAMES)
-WITHOUT_PICTURE = {"prompt", "request", "silent request", "solver", "step in numbers", "silent step"}
+WITHOUT_PICTURE = {
+    "prompt",
+    "request",
+    "request with guidance in steps",
+    "silent request",
+    "solver",
+    "step in numbers",
+    "silent step",
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 import wave
 import weakref
 from base64 import b64decode
+from dataclasses import replace
 from io import BytesIO
 
 import ipywidgets
@@ -276,6 +277,14 @@ def test_a_lens_on_guidance_needs_guidance(pico):
     records = generate(pico, "a red circle", **options).records
     with pytest.raises(ValueError, match="got records of a run without guidance"):
         widgets.guidance_lens(records)
+
+
+def test_a_lens_on_guidance_shows_the_steps_that_had_it(run, in_kernel):
+    skipped = [replace(r, velocity=replace(r.velocity, uncond=None)) for r in run.records]
+    slider = step_slider(widgets.guidance_lens([skipped[0], *run.records[1:3], *skipped[3:]]))
+    assert (slider.min, slider.max) == (1, 2)
+    with pytest.raises(ValueError, match="expected steps that follow each other"):
+        widgets.guidance_lens([run.records[0], skipped[1], *run.records[2:]])
 
 
 def test_other_wrong_input_is_refused(pico, run):

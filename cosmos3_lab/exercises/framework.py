@@ -22,6 +22,7 @@ MODULES = {
     "08": "video",
     "09": "sound",
     "11": "lens",
+    "10": "solver_lab",
     "12": "training",
 }
 GREEN, ORANGE = "#009E73", "#D55E00"  # Okabe and Ito's, on light and on dark

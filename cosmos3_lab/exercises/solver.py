@@ -4,16 +4,17 @@ Read next: `decoding.py`, the exercises of notebook 07.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from cosmos3_lab.exercises.framework import call, exercise, expect
 from cosmos3_lab.schedule import flow_schedule, velocity_to_x0
+from cosmos3_lab.solver_lab import GaussianFlow, walk
+from cosmos3_lab.solvers import Solver
 from cosmos3_lab.unipc import UniPCState, unipc_init, unipc_predict, unipc_step
 
-DATA_STD = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)  # of the notebook's Gaussian data, by channel
+FLOW = GaussianFlow(torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64))  # the notebook's
 
 
 @exercise(
@@ -55,36 +56,20 @@ def steps_needed(answer: Sequence[int]) -> None:
         expect(fewer is None, f"{name} needs fewer than {given} steps: {fewer} are enough for an error below 0.01.")
 
 
-def path_std(sigma: Tensor) -> Tensor:
-    """Standard deviation of `(1 - sigma) * x0 + sigma * noise`, for each channel of the data."""
-    return ((1 - sigma) ** 2 * DATA_STD**2 + sigma**2).sqrt()
-
-
-def gaussian_velocity(sample: Tensor, sigma: Tensor) -> Tensor:
-    """Exact velocity of the flow whose data are normal in every channel: sample and std of the path keep their ratio."""
-    return (sigma - (1 - sigma) * DATA_STD**2) / path_std(sigma) ** 2 * sample
-
-
 def unipc_error(n: int) -> float:
     """Rms error of UniPC of order 2 on that flow, over a straight schedule of n steps."""
-    schedule = flow_schedule(n, flow_shift=1.0)
-    state = unipc_init(path_std(schedule.sigmas[0].double()))
-    for sigma in schedule.sigmas[:-1]:
-        state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
-    return _rms(state.sample - DATA_STD)
+    return _end_error(Solver(), n)
 
 
 def euler_error(n: int) -> float:
     """The same of Euler's method."""
-    sigmas = flow_schedule(n, flow_shift=1.0).sigmas.double()
-    sample = path_std(sigmas[0])
-    for sigma, sigma_next in pairwise(sigmas):
-        sample = sample + (sigma_next - sigma) * gaussian_velocity(sample, sigma)
-    return _rms(sample - DATA_STD)
+    return _end_error(Solver("euler"), n)
 
 
-def _rms(error: Tensor) -> float:
-    return float(error.square().mean().sqrt())
+def _end_error(solver: Solver, n: int) -> float:
+    schedule = flow_schedule(n, flow_shift=1.0)
+    end, _ = walk(FLOW.velocity, FLOW.path(schedule.sigmas[0].double()), schedule, solver)
+    return float((end - FLOW.std).square().mean().sqrt())
 
 
 @exercise(
@@ -97,14 +82,14 @@ def edit_and_restart(edited: Callable[[UniPCState, Tensor], UniPCState]) -> None
     schedule = flow_schedule(6, flow_shift=1.0)
     state = unipc_init(torch.ones(4, dtype=torch.float64))
     for sigma in schedule.sigmas[:3]:
-        state = unipc_step(state, gaussian_velocity(state.sample, sigma.double()), schedule).state
+        state = unipc_step(state, FLOW.velocity(state.sample, sigma.double()), schedule).state
     before, change = state.sample.clone(), torch.tensor([0.0, 0.5, -1.0, 0.25], dtype=torch.float64)
     after = call(edited, state, change)
     expect(isinstance(after, UniPCState), f"it gives {type(after).__name__}, expected a UniPCState.")
     expect(torch.equal(state.sample, before), "the given state was changed in place, expected it as it was.")
     expect(torch.allclose(after.sample, before + change), "the sample is not the old one plus the change.")
     expect(after.step_index == state.step_index, f"the step is {after.step_index}, expected {state.step_index} as before.")
-    corrected = unipc_step(after, gaussian_velocity(after.sample, schedule.sigmas[3].double()), schedule).corrected
+    corrected = unipc_step(after, FLOW.velocity(after.sample, schedule.sigmas[3].double()), schedule).corrected
     survives = float((corrected - before)[1] / change[1])
     expect(
         abs(survives - 1) < 1e-6,

@@ -12,12 +12,12 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.denoise import DenoiseState
-from cosmos3_lab.guidance import classifier_free_guidance, needs_uncond
+from cosmos3_lab.denoise import DenoiseState, guided_step
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, resolve_guidance
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.pico.batch import encode_prompts, find_places, predict_velocities
 from cosmos3_lab.pico.scenes import Scene
@@ -29,7 +29,7 @@ from cosmos3_lab.schedule import Schedule
 from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.towers import LayerKV
 from cosmos3_lab.transformer import Cosmos3Condition
-from cosmos3_lab.unipc import unipc_init, unipc_step
+from cosmos3_lab.unipc import unipc_init
 from cosmos3_lab.video_vae import decode_video, encode_video
 
 # Which caption or scene it belongs to, pixels in [0, 1], and the waveform in [-1, 1] (None for a silent clip).
@@ -45,7 +45,7 @@ def generate_clips(
     *,
     seeds: Sequence[int],
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScale | Guidance | None = None,
     flow_shift: float | None = None,
     preset: str | Preset | None = None,
     negative_prompt: str | None = None,
@@ -88,7 +88,8 @@ def generate_clips(
     noise = dict(zip(range(len(captions)), seeds, strict=True))
     models.place("und")
     uncond = None
-    if needs_uncond(request.guidance_scale, preset.skip_guidance):
+    guidance = resolve_guidance(request.guidance_scale, schedule.sigmas[:-1].tolist(), with_sound=with_sound)
+    if guidance.needs_negative(preset.skip_guidance):
         uncond = _encode(models, request.neg_text_ids, request)
     for numbers in equal_lengths([row.shape[1] for row in ids], batch_size):
         models.place("und")
@@ -96,7 +97,7 @@ def generate_clips(
         models.place("gen")
         start = _noise(models, [noise[i] for i in numbers], request, preset)
         branches = cond, None if uncond is None else _repeated(uncond, len(numbers))
-        latents = _denoise(models, start, *branches, schedule, request.guidance_scale, preset)
+        latents = _denoise(models, start, *branches, schedule, guidance, preset)
         models.place("decode")
         waveforms = None if latents.sound is None else decode_sound(models.avae, latents.sound)
         yield from _numbered(numbers, decode_video(models.vae, latents.video), waveforms)
@@ -180,27 +181,20 @@ def _denoise(
     cond: Cosmos3Condition,
     uncond: Cosmos3Condition | None,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     preset: Preset,
 ) -> Latents:
     """`denoise` for a batch, without the records."""
     dtypes = {"float32": torch.float32, "model": models.transformer.dtype}
     noise = noise.to(dtypes[preset.solver_precision])
-    state = DenoiseState(unipc_init(noise.video), None if noise.sound is None else unipc_init(noise.sound))
+    state = DenoiseState(*(unipc_init(sample) for sample in noise.tensors()))
 
-    def velocity(branch: Cosmos3Condition, timestep: Int64[Tensor, ""]) -> Latents:
-        times = timestep.to(models.device, dtypes[preset.timestep_precision]).expand(len(noise.video))
-        return predict_velocities(models.transformer, state.latents, times, branch).to(dtypes[preset.guidance_precision])
+    def predict(branch: Cosmos3Condition, latents: Latents, step: int) -> Latents:
+        times = schedule.timesteps[step].to(models.device, dtypes[preset.timestep_precision]).expand(len(latents.video))
+        return predict_velocities(models.transformer, latents, times, branch).to(dtypes[preset.guidance_precision])
 
-    for timestep in schedule.timesteps:
-        v_uncond = None if uncond is None else velocity(uncond, timestep)
-        guided = classifier_free_guidance(velocity(cond, timestep), v_uncond, guidance_scale).guided
-        v = guided.to(dtypes[preset.solver_precision])
-        video = unipc_step(state.video, v.video, schedule, solver_order=preset.solver_order).state
-        sound = None
-        if state.sound is not None:
-            sound = unipc_step(state.sound, v.sound, schedule, solver_order=preset.solver_order).state
-        state = DenoiseState(video, sound)
+    while state.step_index < schedule.num_steps:
+        state, _, _ = guided_step(predict, cond, uncond, guidance, preset, schedule, state)
     return state.latents
 
 

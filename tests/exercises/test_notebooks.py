@@ -8,7 +8,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 STORY = "prompt → token ids → text K/V → noise → (velocity → guidance → solver step) × n → latents → pixels and waveform → mp4"
-NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))
 
 
 def sources(path):

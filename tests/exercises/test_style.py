@@ -1,13 +1,15 @@
 """What a learner reads when an answer passes has one style: plain sentences about the answer, whatever the notebook."""
 
+from importlib import import_module
+
 import pytest
 
 from cosmos3_lab.exercises import framework
 
 
 def names():
-    for number in framework.MODULES:
-        framework.find(f"{number}.1")
+    for module in framework.MODULES.values():
+        import_module(f"cosmos3_lab.exercises.{module}")
     return sorted(framework.EXERCISES)
 
 

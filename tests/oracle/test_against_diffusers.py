@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from shared import CLIP, NEGATIVE, PROMPT, SEED, STEPS, numpy_noise, relative
 
 from cosmos3_lab import (
@@ -24,8 +26,13 @@ from cosmos3_lab import (
     unipc_init,
     unipc_step,
 )
+from cosmos3_lab.guidance import guide, rescale_guided
+from cosmos3_lab.guidance_scale import Guidance
 from cosmos3_lab.layout import NANO_SCHEDULER
 from cosmos3_lab.prepare import make_processor
+from cosmos3_lab.schedule import schedule_from_sigmas
+from cosmos3_lab.solver_lab import walk
+from cosmos3_lab.solvers import Solver
 from cosmos3_lab.transformer import media_position_ids
 
 STAGE = 1e-5
@@ -171,6 +178,59 @@ def test_unipc_trajectory_matches(steps, order, karras):
         velocity = 0.05 * state.sample + 0.3 * torch.sin(t / 1000) - 0.1
         state = unipc_step(state, velocity, schedule, solver_order=order).state
         assert relative(state.sample, theirs) < STAGE
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_euler_trajectory_matches(steps, shift):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    schedule = flow_schedule(steps, flow_shift=shift)
+    scheduler.set_timesteps(sigmas=schedule.sigmas[:-1].tolist())
+    assert torch.equal(scheduler.sigmas, schedule.sigmas)
+    assert relative(*walked(scheduler, schedule, Solver("euler"), calls=steps)) < STAGE
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_heun_trajectory_matches(steps, shift):
+    scheduler = FlowMatchHeunDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    schedule = schedule_from_sigmas(scheduler.sigmas.unique().flip(0))  # theirs has each sigma between the ends twice
+    assert schedule.num_steps == steps
+    # Theirs goes through x0 and divides by sigma, which is 0.001 at the end and costs three of float32's digits.
+    assert relative(*walked(scheduler, schedule, Solver("heun"), calls=2 * steps - 1)) < 1e-4
+
+
+def walked(scheduler, schedule, solver, *, calls):
+    """The end of our walk and of theirs, down the velocity field sin(3 x) - sigma x."""
+    ours, evaluations = walk(lambda x, sigma: torch.sin(3 * x) - sigma * x, numpy_noise(1, 2, 3, 4), schedule, solver)
+    theirs = numpy_noise(1, 2, 3, 4)
+    assert evaluations == len(scheduler.timesteps) == calls
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(torch.sin(3 * theirs) - t / 1000 * theirs, t, theirs, return_dict=False)[0]
+    return ours, theirs
+
+
+# ---------------------------------------------------------------------------------------------------------- guidance
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
+def test_rescaled_guidance_matches(rescale):
+    guided, cond = numpy_noise(2, 3, 4, 5, 6), 0.3 * numpy_noise(2, 3, 4, 5, 6).flip(-1) + 0.1
+    assert relative(rescale_guided(guided, cond, rescale), rescale_noise_cfg(guided, cond, rescale)) < STAGE
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_cfg_zero_star_matches(step, rescale):
+    """Both parts of it, and rescaling after them; theirs divides by zero where it rescales a velocity of zero."""
+    cond, uncond = numpy_noise(1, 3, 4, 5, 6), numpy_noise(1, 3, 4, 5, 6).flip(-1) + 0.2
+    theirs = ClassifierFreeZeroStarGuidance(6.0, zero_init_steps=1, guidance_rescale=rescale if step else 0.0)
+    theirs.set_state(step=step, num_inference_steps=3, timestep=torch.tensor(500))
+    expected = theirs.forward(cond, uncond).pred
+    guidance = Guidance((6.0,) * 3, rescale=rescale, optimized=True, zero_steps=1)
+    ours = guide(Latents(cond), Latents(uncond), guidance, step).guided.video
+    assert torch.equal(ours, expected) if step == 0 else relative(ours, expected) < STAGE
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders
