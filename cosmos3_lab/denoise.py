@@ -13,7 +13,7 @@ pixels and waveform), `generate.py` (all of it in one call).
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -84,6 +84,7 @@ class DenoiseState(Shown):
         return f"DenoiseState(step_index={self.step_index}, {self.latents})"
 
 
+Encode = Callable[[Cosmos3Models, Cosmos3T2VRequest, Preset], tuple[Cosmos3Condition, Cosmos3Condition | None]]
 Keep = Literal["none", "summary", "x0", "full"]
 
 
@@ -145,6 +146,7 @@ def prepare_denoise(
     schedule: Schedule | ScheduleName | None = None,
     flow_shift: float | None = None,
     use_karras_sigmas: UseKarras = "preset",
+    encode: Encode | None = None,
 ) -> tuple[DenoiseInputs, DenoiseState]:
     """Encode both prompts with the UND tower, lay out the schedule, draw the noise.
 
@@ -156,6 +158,7 @@ def prepare_denoise(
             scheduler file); None leaves the choice to `use_karras_sigmas`, then to the preset.
         flow_shift: of flow schedules; None means the checkpoint's default, else the preset's (under "auto" the file's).
         use_karras_sigmas: PhyAI's switch: True for Karras, False for a flow schedule, None for the checkpoint's file.
+        encode: used instead of `encode_prompts`, such as `reuse.encode_once()` for runs that share their texts.
 
     Raises:
         ValueError: two choices contradict each other, or the request does not fit the checkpoint.
@@ -171,7 +174,7 @@ def prepare_denoise(
         scheduler_config=models.configs.scheduler,
         default_flow_shift=models.defaults.flow_shift,
     )
-    cond, uncond = encode_prompts(models, request, preset)
+    cond, uncond = (encode or encode_prompts)(models, request, preset)
     noise = (request.noise or _draw(models, request, preset)).to(
         models.device, _pick(preset.solver_precision, models.transformer.dtype)
     )
