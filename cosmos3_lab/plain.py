@@ -42,9 +42,7 @@ def to_plain(value: Any, tensors: dict[str, Tensor], *, at: str = "value") -> An
     if isinstance(value, tuple | list):
         items = [to_plain(v, tensors, at=f"{at}.{i}") for i, v in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
-    raise ValueError(
-        f"got a {type(value).__name__} at {at}, expected what a file can hold: numbers, text, tensors, records"
-    )
+    raise ValueError(f"got a {type(value).__name__} at {at}, expected what a file can hold: numbers, text, tensors, records")
 
 
 def from_plain(plain: Any, tensors: Mapping[str, Tensor], *, records: Sequence[type]) -> Any:  # noqa: ANN401
@@ -99,7 +97,5 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format") != format:
         raise ValueError(f"{path} is not a {format} file of cosmos3_lab")
     if not isinstance(values.get("version"), int) or not 1 <= values["version"] <= version:
-        raise ValueError(
-            f"{path} has version {values.get('version')!r}, expected 1 to {version}; try a later cosmos3_lab"
-        )
+        raise ValueError(f"{path} has version {values.get('version')!r}, expected 1 to {version}; try a later cosmos3_lab")
     return values
