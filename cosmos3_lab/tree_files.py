@@ -4,10 +4,10 @@
     tree = load_tree("outputs/tree", models)      # tomorrow, same checkpoint
     tree = resume(models, tree, "green")
 
-The folder holds `tree.json` (branches, settings, numbers of the steps), `branches/` (token ids, sigmas and such) and `states/`, one
-file of `save_state` for each kept state. Files are named after what is in them, so one that is there never changes, and `tree.json`
-is written last: a crash in between leaves the tree as it was saved before. Text K/V are not written; the prompts are encoded
-again, once each.
+The folder holds `tree.json` (branches, settings, numbers of the steps), `branches/` (token ids, sigmas and such) and `states/`,
+one file of `save_state` for each kept state. Files are named after what is in them, so one that is there never changes, and
+`tree.json` is written last: a crash in between leaves the tree as it was saved before. Text K/V are not written; the prompts are
+encoded again, once each.
 
 Read next: `explore_figures.py`.
 """
