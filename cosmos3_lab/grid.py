@@ -6,9 +6,9 @@
     )
     grid["guidance_scale 3", "flow_shift 5", 1].clip()
 
-Cells of one seed start from the same noise, and each prompt is encoded once. A cell is written when it is done: latents, clip, and
-last `cell.json`, which makes it count. Calling `fill_grid` again with the same folder makes only what is missing, so a crash costs
-one cell. Cells are found by their settings and not by their place, so rows and columns can be added later.
+Cells of one seed start from the same noise, and each prompt is encoded once. A cell is written when it is done: latents, clip,
+and last `cell.json`, which makes it count. Calling `fill_grid` again with the same folder makes only what is missing, so a crash
+costs one cell. Cells are found by their settings and not by their place, so rows and columns can be added later.
 
 Read next: `grid_sheet.py` (all cells in one mp4 or picture).
 """

@@ -152,15 +152,15 @@ def trace_steps(
     preview = latent_preview(models)
     models.place("gen")
     _write_manifest(folder, models, inputs, preview, notes)
-    first = None
+    expected = None
     for state, record in steps:
         files = _files(record, preview, models if with_sound else None, with_x0=with_x0)
-        if first is None:
-            first = inputs.schedule.num_steps * sum(len(data) for data in files.values())
-            if first > most_bytes:
+        if expected is None:
+            expected = inputs.schedule.num_steps * sum(len(data) for data in files.values())
+            if expected > most_bytes:
                 raise ValueError(
-                    f"the trace would take about {first / 1e6:,.2f} MB, expected at most {most_bytes / 1e6:,.2f}; leave out x0 or "
-                    "sound, or allow more with most_bytes"
+                    f"the trace would take about {expected / 1e6:,.2f} MB, expected at most {most_bytes / 1e6:,.2f}; leave out x0 "
+                    "or sound, or allow more with most_bytes"
                 )
         for kind, data in files.items():  # the JSON comes last: it makes the step count
             with replacing(_step(folder, record.index, kind)) as temporary:

@@ -10,7 +10,7 @@ of a straight line between two such points is only 0.71 times as long: less nois
 An arc of the sphere keeps the length (Shoemake 1985; White 2016, arXiv:1609.04468).
 
 *Why must prompts have one length?* Media tokens stand at `s_text + 15000` and later on the time axis. Prompts of 54 and 57 tokens
-put the same latent at different distances from the text, and in the shorter one there is no K or V for token 56 to come from. Keys
+put the same latent at different distances from the text, and in the shorter one there is no K or V for token 56. Keys
 carry the rotation of their own position, and rotations are linear: at equal positions the mean of two rotated keys is the rotated
 mean. So with equal lengths everything has a partner, and otherwise nothing does.
 
@@ -87,8 +87,8 @@ def blend_conditions(a: Cosmos3Condition, b: Cosmos3Condition, t: float) -> Cosm
     if a.layout != b.layout:
         if replace(a.layout, s_text=b.layout.s_text) == b.layout:
             raise ValueError(
-                f"got prompts of {a.layout.s_text} and {b.layout.s_text} text tokens, expected equally many, so that each K and V "
-                "has a partner; add or exchange words (token_table shows what a word costs)"
+                f"got prompts of {a.layout.s_text} and {b.layout.s_text} text tokens, expected equally many: each K and V needs "
+                "a partner; add or exchange words (token_table shows what a word costs)"
             )
         raise ValueError(f"got conditions for {a.layout} and {b.layout}, expected the same latents")
     kv = [LayerKV(torch.lerp(x.k, y.k, t), torch.lerp(x.v, y.v, t)) for x, y in zip(a.cached_kv, b.cached_kv, strict=True)]
