@@ -158,10 +158,8 @@ def trace_steps(
         if expected is None:
             expected = inputs.schedule.num_steps * sum(len(data) for data in files.values())
             if expected > most_bytes:
-                raise ValueError(
-                    f"the trace would take about {expected / 1e6:,.2f} MB, expected at most {most_bytes / 1e6:,.2f}; leave out x0 "
-                    "or sound, or allow more with most_bytes"
-                )
+                sizes = f"about {expected / 1e6:,.2f} MB, expected at most {most_bytes / 1e6:,.2f}"
+                raise ValueError(f"the trace would take {sizes}; leave out x0 or sound, or allow more with most_bytes")
         for kind, data in files.items():  # the JSON comes last: it makes the step count
             with replacing(_step(folder, record.index, kind)) as temporary:
                 temporary.write_bytes(data)
