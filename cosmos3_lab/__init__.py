@@ -57,10 +57,16 @@ from cosmos3_lab.denoise import (
     prepare_denoise,
 )
 from cosmos3_lab.branch import fork, load_state, save_state
+from cosmos3_lab.edits import Region, denoise_keeping, paste, renoise, restart_at, select_sound, select_video
+from cosmos3_lab.tree import Branch, RunTree, branch_off, plant, prune, resume
+from cosmos3_lab.tree_files import load_tree, save_tree
+from cosmos3_lab.walks import blend_conditions, blend_inputs, expected_clip, mean_latents, slerp, slerp_latents
 from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video
 from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.prepare import make_processor, prepare_request
 from cosmos3_lab.generate import Generation, decode_latents, generate, run_request
+from cosmos3_lab.grid import CompareGrid, GridCell, fill_grid, open_grid
+from cosmos3_lab.trace import Trace, open_trace, trace_steps
 
 __version__ = "0.1.0"

@@ -10,6 +10,8 @@ notebook `figure.savefig(path)` writes it (of axes: `ax.figure`); nothing has to
 Read next: the modules below, `figure_style.py` for their common look.
 """
 
+from cosmos3_lab.explore_figures import plot_trace, plot_tree
+from cosmos3_lab.grid_sheet import plot_grid
 from cosmos3_lab.latent_figures import (
     filmstrip,
     filmstrip_of_x0,
@@ -27,6 +29,7 @@ __all__ = [
     "filmstrip_of_x0",
     "guidance_map",
     "plot_curves",
+    "plot_grid",
     "plot_guidance",
     "plot_latent_channels",
     "plot_latent_frames",
@@ -43,7 +46,9 @@ __all__ = [
     "plot_token_change",
     "plot_token_sequence",
     "plot_tokens",
+    "plot_trace",
     "plot_trajectory",
+    "plot_tree",
     "plot_unipc",
     "plot_waveform",
 ]

@@ -5,7 +5,7 @@
 
 Cells that are not done yet stay empty. What is drawn is read from the cells' mp4s.
 
-Read next: `grid_widgets.py`.
+Read next: `explore_widgets.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ The folder holds `trace.json` (what was run, the preview's linear map) and for e
 (x0 as a strip of small frames) and, where asked for, `000.safetensors` (x0 itself) and `000.wav` (its sound, decoded). Every file
 is whole or not there; a step counts when its JSON is, which comes last. A run that was killed leaves a trace of what it did.
 
-Read next: `trace_widgets.py`.
+Read next: `explore_figures.py`.
 """
 
 import json
@@ -24,18 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
 from cosmos3_lab.files import check_writable, replacing
 from cosmos3_lab.generate import run_manifest
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.media import wav_bytes
 from cosmos3_lab.plain import from_plain, read_json, to_plain
 from cosmos3_lab.preview import LatentPreview, latent_preview
 from cosmos3_lab.schedule import Schedule
 from cosmos3_lab.sound_avae import decode_sound
-from cosmos3_lab.sound_widgets import wav_bytes
 
 FORMAT, VERSION = "cosmos3_lab.trace", 1
 FILE, CLIP = "trace.json", "clip.mp4"
@@ -86,6 +85,8 @@ class Trace:
         Raises:
             ValueError: the picture is missing or damaged.
         """
+        from PIL import Image
+
         path = _step(self.folder, step, "png")
         try:
             with Image.open(path) as picture:
@@ -180,6 +181,7 @@ def _write_manifest(
 
 def _files(record: StepRecord, preview: LatentPreview, heard: Cosmos3Models | None, *, with_x0: bool) -> dict[str, bytes]:
     """What is written of a step, by the ending of the file's name."""
+    from PIL import Image
     from safetensors.torch import save
 
     strip = np.concatenate(list(preview.pixels(record.x0.video)), axis=1)

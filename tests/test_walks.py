@@ -119,7 +119,9 @@ def test_the_expected_clip_hardly_depends_on_the_noise(pico):
     request = prepare_request(pico, PROMPT, num_frames=5, with_sound=True)
     one, other = (expected_clip(pico, replace(request, seed=seed)) for seed in (1, 2))
     full, _ = prepare_denoise(pico, request)
-    clips = [expected_clip(pico, prepare_request(pico, p, num_frames=5, with_sound=True)) for p in (PROMPT, "a green square rises")]
+    clips = [
+        expected_clip(pico, prepare_request(pico, p, num_frames=5, with_sound=True)) for p in (PROMPT, "a green square rises")
+    ]
     same, different = (one.video - other.video).norm(), (clips[0].video - clips[1].video).norm()
     assert same < 0.6 * different
     assert full.guidance_scale != 1  # the request's own guidance was set aside

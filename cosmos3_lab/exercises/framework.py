@@ -21,6 +21,7 @@ MODULES = {
     "07": "decoding",
     "08": "video",
     "09": "sound",
+    "10": "exploring",
     "12": "training",
 }
 GREEN, ORANGE = "#009E73", "#D55E00"  # Okabe and Ito's, on light and on dark

@@ -1,4 +1,4 @@
-"""The compare grid as a film: all cells in step, the sound of any of them.
+"""Players: all cells of a compare grid in step, and the steps of a run on disk.
 
 Read next: `notebooks/10_pause_fork_compare.ipynb`.
 """
@@ -8,10 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from cosmos3_lab.explore_figures import plot_trace
 from cosmos3_lab.grid import CompareGrid, Place
 from cosmos3_lab.grid_sheet import plot_grid, save_grid_mp4, score_words
 from cosmos3_lab.panel_pictures import video_html
-from cosmos3_lab.widget_parts import dropdown, has_front_end, ipywidgets, lab_box, line, on_change, say
+from cosmos3_lab.player_widgets import step_player
+from cosmos3_lab.trace import Trace
+from cosmos3_lab.widget_parts import check_records, dropdown, has_front_end, ipywidgets, lab_box, line, on_change, say
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -60,3 +65,19 @@ def _film(grid: CompareGrid, place: Place | None) -> str:
     with TemporaryDirectory() as folder:
         path = save_grid_mp4(grid, Path(folder) / "grid.mp4", sound=sound)
         return video_html(path, f"{len(grid.cells)} clips side by side")
+
+
+def trace_player(trace: Trace) -> "Widget | Figure":
+    """Scrub the steps of a run on disk: x0 in colours, the noise level, and its sound where that was written.
+
+    Args:
+        trace: from `open_trace`.
+
+    Raises:
+        ValueError: a file of it is missing or damaged.
+    """
+    records = check_records(trace.records)
+    if not has_front_end():
+        return plot_trace(trace)
+    heard = (lambda at: trace.sound(records[at].index)) if trace.with_sound else None
+    return step_player(records, lambda at: np.stack([trace.film(records[at].index)]), heard)

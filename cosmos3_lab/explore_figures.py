@@ -1,4 +1,4 @@
-"""A tree of runs as a picture: a lane for each branch, a preview wherever lanes meet or end.
+"""Runs as pictures: a tree with a lane for each branch and a preview wherever lanes meet or end, a trace as film strips.
 
 Read next: `grid_sheet.py`.
 """
@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cosmos3_lab.figure_style import CURVES, STYLE, axes_or_new, describe, dress, pick_evenly
+from cosmos3_lab.latent_figures import filmstrip_of_steps
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.preview import LatentPreview
+from cosmos3_lab.trace import Trace
 from cosmos3_lab.tree import Branch, RunTree, x0_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LANE = 1.1  # inches from one lane to the next
 PICTURE = 0.58  # inches of a preview's longer side
@@ -137,3 +140,19 @@ def _add_picture(ax: "Axes", x: float, lane: int, picture: Picture, colour: str,
     box.pad = 0.15
     box.set_zorder(3)
     ax.add_artist(box)
+
+
+# ------------------------------------------------------------------------------------------------------------ trace
+
+
+def plot_trace(trace: Trace, *, rows: int = 8, count: int = 9) -> "Figure":
+    """How the clean video took shape in a run on disk: a row for each step, latent frames from left to right.
+
+    Args:
+        trace: from `open_trace`.
+        rows, count: steps and latent frames to show at most, evenly spaced.
+
+    Raises:
+        ValueError: a picture of it is missing or damaged.
+    """
+    return filmstrip_of_steps(trace.records, lambda at: trace.film(trace.records[at].index), rows=rows, count=count)
