@@ -58,7 +58,7 @@ from cosmos3_lab.denoise import (
 )
 from cosmos3_lab.branch import fork, load_state, save_state
 from cosmos3_lab.edits import Region, denoise_keeping, paste, renoise, restart_at, select_sound, select_video
-from cosmos3_lab.tree import Branch, RunTree, branch_off, plant, prune, resume
+from cosmos3_lab.tree import Branch, RunTree, branch_off, iter_resume, move_state, plant, prune, resume, x0_of
 from cosmos3_lab.tree_files import load_tree, save_tree
 from cosmos3_lab.walks import blend_conditions, blend_inputs, expected_clip, mean_latents, slerp, slerp_latents
 from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video

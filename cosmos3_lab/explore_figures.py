@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LANE = 1.1  # inches from one lane to the next
 PICTURE = 0.58  # inches of a preview's longer side
-LETTERS = 100  # of a note, if it could be as long as the root
+LETTERS = 120  # of a note, if it could be as long as the root
 Picture = Float[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
@@ -66,7 +66,7 @@ def plot_tree(
         ax.annotate(
             _label(branch, room), (xs[0], lane), (4 * (branch.parent is not None), 20), textcoords="offset points", **words
         )
-    ax.set(xlim=(-0.02 * length, length * (1.06 + 0.085 * count)), ylim=(len(lanes) - 0.55, -0.75), yticks=[])
+    ax.set(xlim=(-0.02 * length, length * (1.06 + 0.085 * count)), ylim=(len(lanes) - 0.55, -0.62), yticks=[])
     ax.set_xticks(range(0, length + 1, max(1, round(length / 10))))
     dress(ax, x="step of the root (dots: states that were kept)")
     ax.spines["left"].set_visible(False)

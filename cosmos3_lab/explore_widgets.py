@@ -43,7 +43,9 @@ def _build(grid: CompareGrid) -> "Widget":
     box = lab_box()
     places = {_words(cell.row, cell.column, cell.seed): (cell.row, cell.column, cell.seed) for cell in grid.cells}
     heard = dropdown("sound of", [SILENT, *places], next(iter(places)), width="460px")
-    film, words = ipywidgets().HTML(), line()
+    film, words, sheet = ipywidgets().HTML(), line(), box.Picture()
+    figure = plot_grid(grid)
+    sheet.show(figure.png(sharpness=1), figure.alt_text)  # also for a page without a kernel
     films = cache(lambda place: _film(grid, place))
 
     def redraw() -> None:
@@ -53,7 +55,7 @@ def _build(grid: CompareGrid) -> "Widget":
         say(words, scores or f"{len(grid.cells)} of {len(grid.places)} cells, in step")
 
     on_change(redraw, heard)
-    return box.LabBox([heard, film, words])
+    return box.LabBox([heard, film, words, sheet])
 
 
 def _words(row: str, column: str, seed: int) -> str:

@@ -85,10 +85,8 @@ def plot_grid(grid: CompareGrid, *, frames: int = 3, scores: Sequence[str] = ())
     films = {place: _film(cell.clip().frames, frames) for place, cell in cells.items()}
     aspect = next((film.shape[0] / film.shape[1] for film in films.values()), 1 / frames)
     width = min(9.2 / len(columns), 4.5)
-    room = 0.24 * bool(scores)
-    figure, panels = new_panels(
-        len(grid.rows), len(columns), width * len(columns) + 0.5, len(grid.rows) * (width * aspect + 0.1 + room) + 0.4
-    )
+    tall = width * aspect + 0.04 + 0.2 * bool(scores)
+    figure, panels = new_panels(len(grid.rows), len(columns), width * len(columns) + 0.3, len(grid.rows) * tall + 0.3)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     ink = {"color": STYLE["ink"], "fontsize": STYLE["text_size"] - 1}
     for line, row in zip(panels, grid.rows, strict=True):

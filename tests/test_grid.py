@@ -1,10 +1,13 @@
 """The compare grid: cells that survive a kill, shared noise and text, one film of all of them."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from cosmos3_lab.figure_canvas import LabFigure
 from cosmos3_lab.grid import fill_grid, open_grid
 from cosmos3_lab.grid_sheet import grid_clip, plot_grid, save_grid_mp4, score_words
 from cosmos3_lab.schedule import karras_schedule
+from cosmos3_lab.widget_box import Picture
 
 PROMPT = "a red circle bounces on a blue background; low thuds"
 QUICK = {"num_frames": 5, "num_inference_steps": 2, "with_sound": True, "progress": False}
@@ -200,6 +204,31 @@ def test_the_sheet_names_rows_columns_and_scores(grid):
 
 def test_outside_of_a_notebook_the_player_is_the_sheet(grid):
     assert isinstance(grid_player(grid), LabFigure)
+
+
+def test_in_a_notebook_the_player_has_the_sound_of_the_chosen_cell(grid, monkeypatch):
+    monkeypatch.setattr("cosmos3_lab.explore_widgets.has_front_end", lambda: True)
+    widget = grid_player(grid)
+    heard, film, words, sheet = widget.children
+    assert isinstance(sheet, Picture)
+    assert sheet.value in widget._repr_mimebundle_()["text/html"]
+    assert "kind clip" in words.value
+    clips = {}
+    for choice in (heard.options[0], heard.options[1], heard.options[-1]):
+        heard.value = choice
+        clips[choice] = clip_in(film.value)
+    silent, first, final = clips.values()
+    assert silent.waveform is None
+    assert np.array_equal(silent.frames, final.frames)
+    assert not np.array_equal(first.waveform, final.waveform)
+    widget.close()
+
+
+def clip_in(html):
+    with NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(b64decode(re.search(r"base64,([^\"]+)", html)[1]))
+        file.flush()
+        return read_mp4(file.name)
 
 
 def test_an_empty_grid_has_no_film(grid, tmp_path):

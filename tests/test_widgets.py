@@ -17,7 +17,18 @@ import torch
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
-from cosmos3_lab import decode_sound, flow_schedule, generate, karras_schedule, load_cosmos3, widgets
+from cosmos3_lab import (
+    decode_sound,
+    denoise,
+    flow_schedule,
+    generate,
+    karras_schedule,
+    load_cosmos3,
+    open_trace,
+    prepare_denoise,
+    trace_steps,
+    widgets,
+)
 from cosmos3_lab.figure_canvas import LabAxes, LabFigure
 from cosmos3_lab.figure_style import new_panels
 from cosmos3_lab.latent_widgets import video_of
@@ -33,7 +44,15 @@ from cosmos3_lab.widget_canvas import Mosaic, MovingFigure, moving_labels
 from cosmos3_lab.widget_parts import check_records, round_up
 
 STEPS = 5
-MODULES = ("schedule_widgets", "latent_widgets", "step_widgets", "player_widgets", "sound_widgets", "token_widgets")
+MODULES = (
+    "schedule_widgets",
+    "latent_widgets",
+    "step_widgets",
+    "player_widgets",
+    "sound_widgets",
+    "token_widgets",
+    "explore_widgets",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +69,17 @@ def run(pico):
 
 
 @pytest.fixture(scope="module")
-def makers(pico, run):
+def trace(pico, run, tmp_path_factory):
+    """The same run on disk, with its sound."""
+    folder = tmp_path_factory.mktemp("trace")
+    inputs, state = prepare_denoise(pico, run.inputs.request)
+    options = {"models": pico, "inputs": inputs, "with_sound": True}
+    list(trace_steps(denoise(pico.transformer, inputs, state), folder, **options))
+    return open_trace(folder)
+
+
+@pytest.fixture(scope="module")
+def makers(pico, run, trace):
     """Every widget, ready to be made."""
     prompt, output = pico.defaults.example_prompts[0], run.output
     made = {
@@ -61,12 +90,23 @@ def makers(pico, run):
         "unipc_lens": lambda: widgets.unipc_lens(run.records),
         "token_view": lambda: widgets.token_view(pico, prompt),
         "sound_view": lambda: widgets.sound_view(output.waveform, output.sample_rate),
+        "trace_player": lambda: widgets.trace_player(trace),
     }
-    assert sorted(made) == sorted(name for name in widgets.__all__ if name != "generation_panel")
+    elsewhere = {"generation_panel", "grid_player"}  # test_panel.py, test_grid.py
+    assert sorted(made) == sorted(set(widgets.__all__) - elsewhere)
     return made
 
 
-NAMES = ["schedule_explorer", "latent_viewer", "denoise_player", "guidance_lens", "unipc_lens", "token_view", "sound_view"]
+NAMES = [
+    "schedule_explorer",
+    "latent_viewer",
+    "denoise_player",
+    "guidance_lens",
+    "unipc_lens",
+    "token_view",
+    "sound_view",
+    "trace_player",
+]
 by_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -298,6 +338,15 @@ def test_the_player_plays_the_sound_of_the_step(makers, pico, run, in_kernel):
         rate, heard = read_wav(the(widget, ipywidgets.Audio).value)
         assert rate == pico.avae.config.sampling_rate
         assert np.abs(heard - wanted).max() < 1e-4
+
+
+def test_the_player_of_a_trace_plays_its_files(makers, trace, in_kernel):
+    widget = makers["trace_player"]()
+    for step in (1, STEPS - 1):
+        step_slider(widget).value = step
+        rate, heard = read_wav(the(widget, ipywidgets.Audio).value)
+        assert rate == trace.sound(step)[1]
+        assert np.abs(heard - trace.sound(step)[0]).max() < 1e-4
 
 
 def test_a_silent_run_has_no_audio_player(pico, in_kernel):
