@@ -45,7 +45,7 @@ def _build(grid: CompareGrid) -> "Widget":
     heard = dropdown("sound of", [SILENT, *places], next(iter(places)), width="460px")
     film, words, sheet = ipywidgets().HTML(), line(), box.Picture()
     figure = plot_grid(grid)
-    sheet.show(figure.png(sharpness=1), figure.alt_text)  # also for a page without a kernel
+    sheet.show(figure.png(sharpness=1.0), figure.alt_text)  # also for a page without a kernel
     films = cache(lambda place: _film(grid, place))
 
     def redraw() -> None:

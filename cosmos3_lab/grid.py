@@ -224,7 +224,7 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
 
 def _short(value: Any) -> str:  # noqa: ANN401
     text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -291,6 +291,6 @@ def _describe(changes: dict[str, Any]) -> str:
         if isinstance(value, Latents):
             return f"{key} edited"
         text = " ".join((value.text if isinstance(value, Cosmos3TokenizedPrompt) else str(value)).split())
-        return f"{key}: {text if len(text) <= NOTE_LENGTH else text[: NOTE_LENGTH - 3] + '...'}"
+        return f"{key}: {text if len(text) <= NOTE_LENGTH else text[: NOTE_LENGTH - 1] + '…'}"
 
     return ", ".join(words(key, value) for key, value in changes.items())
