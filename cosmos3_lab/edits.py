@@ -14,7 +14,7 @@ Song et al. 2021, arXiv:2011.13456, section 5; Lugmayr et al. 2022, arXiv:2201.0
 Read next: `tree.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,7 +51,7 @@ class Region:
     def __invert__(self) -> "Region":
         return Region(~self.video, None if self.sound is None else ~self.sound)
 
-    def _with(self, fn: object, other: "Region") -> "Region":
+    def _with(self, fn: Callable[[Tensor, Tensor], Tensor], other: "Region") -> "Region":
         return Region(fn(self.video, other.video), None if self.sound is None else fn(self.sound, other.sound))
 
     def __repr__(self) -> str:

@@ -44,7 +44,8 @@ GRID_FILE, CELL_FILE, CLIP, LATENTS, CELLS = "grid.json", "cell.json", "clip.mp4
 RESERVED = {"models", "checkpoint", "request", "encode", "noise"}  # arguments that are not settings of a cell
 SIZE = ("num_frames", "height", "width", "fps")  # the same for all cells, or they could not be played in step
 Place = tuple[str, str, int]  # row, column, seed
-Score = Callable[[Cosmos3GenerationOutput], Mapping[str, float | bool | str]]
+Value = float | int | bool | str
+Score = Callable[[Cosmos3GenerationOutput], Mapping[str, Value]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class GridCell:
     column: str
     seed: int
     settings: Mapping[str, Any]
-    scores: Mapping[str, float | bool | str]
+    scores: Mapping[str, Value]
     seconds: float
     folder: Path
 

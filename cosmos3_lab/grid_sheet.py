@@ -10,6 +10,7 @@ Read next: `explore_widgets.py`.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from cosmos3_lab.figure_style import STYLE, describe, dress_picture, new_panels, pick_evenly
-from cosmos3_lab.grid import CompareGrid, GridCell, Place
+from cosmos3_lab.grid import CompareGrid, GridCell, Place, Value
 from cosmos3_lab.media import Cosmos3GenerationOutput, save_mp4
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 WIDEST = 1920  # pixels of a film of all cells
 SMALLEST, LARGEST = 160, 480  # pixels of a cell's longer side, as far as that goes
+LABEL = 16  # letters of a row's label in a line of the sheet
 GAP, LINE = 6, 18  # pixels between cells, and height of a line of text
 
 
@@ -84,9 +86,9 @@ def plot_grid(grid: CompareGrid, *, frames: int = 3, scores: Sequence[str] = ())
     cells = {(cell.row, cell.column, cell.seed): cell for cell in grid.cells}
     films = {place: _film(cell.clip().frames, frames) for place, cell in cells.items()}
     aspect = next((film.shape[0] / film.shape[1] for film in films.values()), 1 / frames)
-    width = min(9.2 / len(columns), 4.5)
+    width = min(8.9 / len(columns), 4.5)
     tall = width * aspect + 0.04 + 0.2 * bool(scores)
-    figure, panels = new_panels(len(grid.rows), len(columns), width * len(columns) + 0.3, len(grid.rows) * tall + 0.3)
+    figure, panels = new_panels(len(grid.rows), len(columns), width * len(columns) + 1.2, len(grid.rows) * tall + 0.3)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     ink = {"color": STYLE["ink"], "fontsize": STYLE["text_size"] - 1}
     for line, row in zip(panels, grid.rows, strict=True):
@@ -97,7 +99,8 @@ def plot_grid(grid: CompareGrid, *, frames: int = 3, scores: Sequence[str] = ())
             dress_picture(ax, title=title if row == grid.rows[0] else "")
             if place in cells and scores:
                 ax.set_xlabel(score_words(cells[place], scores), parse_math=False, labelpad=2, **ink)
-        line[0].set_ylabel(row, parse_math=False, **ink)
+        words = "\n".join(wrap(row, LABEL, break_long_words=False))
+        line[0].set_ylabel(words, parse_math=False, rotation=0, ha="right", va="center", **ink)
     places = f"{len(grid.rows)} rows ({', '.join(grid.rows)}) and {len(columns)} columns"
     describe(figure, f"Frames of {len(films)} clips in {places}")
     return figure
@@ -113,7 +116,7 @@ def score_words(cell: GridCell, names: Sequence[str] | None = None) -> str:
     return ", ".join(f"{name} {_words(cell.scores[name])}" for name in (names or cell.scores) if name in cell.scores)
 
 
-def _words(value: float | bool | str) -> str:
+def _words(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
