@@ -90,6 +90,7 @@ def _write_branch(branch: Branch, folder: Path) -> dict[str, Any]:
         "parent": branch.parent,
         "note": branch.note,
         "inputs": plain,
+        "negative": branch.inputs.uncond is not None,
         "records": [to_plain(record.keep("summary"), {}) for record in branch.records],
         "settings": file.relative_to(folder).as_posix(),
         "states": states,
@@ -130,7 +131,7 @@ def _read_branch(plain: dict[str, Any], folder: Path, models: Cosmos3Models, enc
         raise ValueError(f"{path} is missing or damaged: {error}") from error
     settings = from_plain(plain["inputs"], tensors, records=RECORDS)
     cond, uncond = encode(models, settings["request"], settings["preset"])
-    inputs = DenoiseInputs(**settings, cond=cond, uncond=uncond)
+    inputs = DenoiseInputs(**settings, cond=cond, uncond=uncond if plain["negative"] else None)
     records = tuple(from_plain(record, {}, records=RECORDS) for record in plain["records"])
     states = tuple(move_state(load_state(_inside(folder, name), inputs), "cpu") for name in plain["states"])
     return Branch(plain["name"], plain["parent"], plain["note"], inputs, states, records)
