@@ -44,6 +44,9 @@ def plot_tree(
         frames: decoded frames by the name of their branch, shown at its end instead of the preview.
         count: frames at the end of a branch.
         ax: to draw on.
+
+    Raises:
+        ValueError: fewer than 1 frame, or a preview for another number of channels.
     """
     lanes = {branch.name: lane for lane, branch in enumerate(_in_lanes(tree))}
     ax = axes_or_new(ax, 10.0, 0.75 + LANE * len(lanes))

@@ -81,6 +81,9 @@ def plot_grid(grid: CompareGrid, *, frames: int = 3, scores: Sequence[str] = ())
         grid: cells that are not done stay empty.
         frames: of each cell, evenly spaced.
         scores: names of the scores to print under the cells.
+
+    Raises:
+        ValueError: fewer than 1 frame.
     """
     columns = [(column, seed) for column in grid.columns for seed in grid.seeds]
     cells = {(cell.row, cell.column, cell.seed): cell for cell in grid.cells}
