@@ -24,6 +24,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -41,10 +42,11 @@ from cosmos3_lab.schedule import Schedule
 
 GRID_FORMAT, CELL_FORMAT, VERSION = "cosmos3_lab.compare_grid", "cosmos3_lab.grid_cell", 1
 GRID_FILE, CELL_FILE, CLIP, LATENTS, CELLS = "grid.json", "cell.json", "clip.mp4", "latents.safetensors", "cells"
-RESERVED = {"models", "checkpoint", "request", "encode", "noise"}  # arguments that are not settings of a cell
+RESERVED = {"models", "checkpoint", "request", "encode", "noise", "seed"}  # arguments that are not settings of a cell
 SIZE = ("num_frames", "height", "width", "fps")  # the same for all cells, or they could not be played in step
 Place = tuple[str, str, int]  # row, column, seed
 Value = float | int | bool | str
+Axis = Mapping[str, Sequence[Any]] | Mapping[str, Mapping[str, Any]]
 Score = Callable[[Cosmos3GenerationOutput], Mapping[str, Value]]
 
 
@@ -119,9 +121,6 @@ class CompareGrid:
         return f"CompareGrid({size}, {len(self.cells)} of {len(self.places)} cells done, {self.folder})"
 
 
-Axis = Mapping[str, Sequence[Any]] | Mapping[str, Mapping[str, Any]]
-
-
 def fill_grid(
     models: Cosmos3Models,
     prompt: str,
@@ -154,11 +153,15 @@ def fill_grid(
     """
     folder = Path(folder)
     axes, common = (_labelled(rows), _labelled(columns or {"": {}})), {"prompt": prompt} | settings
+    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"got seeds {list(seeds)}, expected at least one, and none twice")
     wanted = {
-        (row, column, int(seed)): _merged(common, first, second) | {"seed": int(seed)}
+        (row, column, int(seed)): _merged(common, first, second)
         for (row, first), (column, second), seed in product(axes[0].items(), axes[1].items(), seeds)
     }
-    plans = {place: _plan(models, given) for place, given in wanted.items()}  # refuses what cannot work before anything is made
+    plans = {
+        place: _plan(models, given, place[2]) for place, given in wanted.items()
+    }  # refuses what cannot work before anything is made
     check_writable(folder)
     _write_grid(folder, axes, seeds, {place: plan.key for place, plan in plans.items()})
     encode = encode_once()
@@ -167,7 +170,7 @@ def fill_grid(
         if cell is None:
             _make_cell(models, plan, folder / CELLS / plan.key, encode, score)
         elif score is not None and not cell.scores:
-            _write_cell(cell.folder, cell.settings, dict(score(cell.clip())), cell.seconds)
+            _write_cell(cell.folder, cell.settings, _scored(score, cell.clip()), cell.seconds)
     return open_grid(folder)
 
 
@@ -217,9 +220,10 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
             raise ValueError(f"got the values {list(values)} of {name}, expected no two with the same label")
     else:
         raise ValueError(f"got {dict(axis)}, expected one setting with its values, or labels with the settings of each")
-    sizes = sorted({name for changes in found.values() for name in changes} & set(SIZE))
-    if sizes:
-        raise ValueError(f"got {', '.join(sizes)} on an axis, expected clips of one size, which can be played in step")
+    names = {name for changes in found.values() for name in changes}
+    if names & set(SIZE):
+        sizes = ", ".join(sorted(names & set(SIZE)))
+        raise ValueError(f"got {sizes} on an axis, expected clips of one size, which can be played in step")
     return found
 
 
@@ -235,14 +239,15 @@ def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping
     return {**common, **first, **second}
 
 
-def _plan(models: Cosmos3Models, given: dict[str, Any]) -> _Plan:
+def _plan(models: Cosmos3Models, given: dict[str, Any], seed: int) -> _Plan:
     names = [set(signature(f).parameters) - RESERVED for f in (prepare_request, prepare_denoise)]
     unknown = sorted(set(given) - names[0] - names[1])
     if unknown:
-        raise ValueError(f"got {', '.join(unknown)}, expected settings among {', '.join(sorted(names[0] | names[1] - {'seed'}))}")
+        raise ValueError(f"got {', '.join(unknown)}, expected settings among {', '.join(sorted(names[0] | names[1]))}")
     if isinstance(given.get("schedule"), Schedule):
         given = {"num_inference_steps": given["schedule"].num_steps} | given
-    request = prepare_request(models, **{name: value for name, value in given.items() if name in names[0]})
+    request = prepare_request(models, **{name: value for name, value in given.items() if name in names[0]}, seed=seed)
+    given = given | {"seed": seed}
     tensors: dict[str, Tensor] = {}
     plain = {
         "checkpoint": models.fingerprint,
@@ -277,7 +282,13 @@ def _make_cell(models: Cosmos3Models, plan: _Plan, folder: Path, encode: Encode,
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     output = decode_latents(models, state.latents, fps=plan.request.fps, mp4=folder / CLIP)
     seconds = perf_counter() - begin
-    _write_cell(folder, plan.settings, {} if score is None else dict(score(output)), seconds)
+    _write_cell(folder, plan.settings, _scored(score, output), seconds)
+
+
+def _scored(score: Score | None, clip: Cosmos3GenerationOutput) -> dict[str, Value]:
+    """Numbers of NumPy become Python's."""
+    found = {} if score is None else score(clip)
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()}
 
 
 def _write_cell(folder: Path, settings: Mapping[str, Any], scores: Mapping[str, Any], seconds: float) -> None:

@@ -210,7 +210,7 @@ def iter_resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | 
     """
     branch = tree[name]
     models.place("gen")
-    last = min(stop or branch.inputs.schedule.num_steps, branch.inputs.schedule.num_steps)
+    last = branch.inputs.schedule.num_steps if stop is None else min(stop, branch.inputs.schedule.num_steps)
     for state, record in denoise(models.transformer, branch.inputs, move_state(branch.states[-1], models.device), stop=last):
         branch = replace(branch, records=(*branch.records, record.keep("summary")))
         if (state.step_index - branch.kept[0]) % every == 0 or state.step_index == last:

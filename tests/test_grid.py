@@ -37,7 +37,7 @@ def pico():
 
 
 def redness(clip):
-    return {"redness": float(clip.frames[..., 0].mean() / 255), "long": len(clip.frames) > 3, "kind": "clip"}
+    return {"redness": clip.frames[..., 0].mean() / 255, "long": len(clip.frames) > 3, "kind": "clip"}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def test_a_cell_is_what_generate_makes(pico, grid):
     assert cell.clip().frames.shape == alone.output.frames.shape
     assert cell.settings["flow_shift"] == 1.0
     assert cell.scores == redness(alone.output)
+    assert type(cell.scores["redness"]) is float
     assert cell.seconds > 0
 
 
@@ -122,6 +123,9 @@ def test_schedules_may_be_on_an_axis(pico, tmp_path):
         ({"rows": {"guidance_scale": []}}, "expected one setting with its values"),
         ({"rows": {"guidance_scale": [1.0, -3.0]}}, "got guidance_scale -3"),
         ({"rows": {"noise": [None]}}, "got noise, expected settings among"),
+        ({"rows": {"seed": [1, 2]}}, "got seed, expected settings among"),
+        ({"rows": {"guidance_scale": [1.0]}, "seeds": [1, 1]}, "none twice"),
+        ({"rows": {"guidance_scale": [1.0]}, "seeds": []}, "at least one"),
     ],
 )
 def test_grids_that_cannot_be_are_refused_before_anything_is_made(pico, tmp_path, axes, says):

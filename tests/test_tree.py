@@ -111,6 +111,7 @@ def test_a_paused_branch_goes_on_as_if_it_had_not_paused(pico, tree):
 
 def test_trees_come_step_by_step(pico, prepared):
     begun = plant(pico, *prepared, stop=1)
+    assert plant(pico, *prepared, stop=0)["root"].kept == (0,)
     assert [t["root"].kept[-1] for t in iter_resume(pico, begun, "root")] == [2, 3, 4]
 
 
