@@ -195,8 +195,9 @@ def denoise_keeping(
     """
     sigmas, latents = inputs.schedule.sigmas.tolist(), state.latents
     known = known.to(latents.video.device, latents.video.dtype)
+    paste(latents, known, region)  # refuses what does not fit before the first step
     sigma = sigmas[state.step_index]
-    noise = paste(latents, latents, region).map(lambda sample, x0: (sample - (1 - sigma) * x0) / sigma, known)
+    noise = latents.map(lambda sample, x0: (sample - (1 - sigma) * x0) / sigma, known)
     while state.step_index < inputs.schedule.num_steps:
         state, record = denoise_step(transformer, inputs, state)
         sigma = sigmas[state.step_index]
