@@ -62,6 +62,10 @@ from cosmos3_lab.denoise import (
 )
 from cosmos3_lab.records import guidance_saving
 from cosmos3_lab.branch import fork, load_state, save_state
+from cosmos3_lab.edits import Region, denoise_keeping, paste, renoise, restart_at, select_sound, select_video
+from cosmos3_lab.tree import Branch, RunTree, branch_off, iter_resume, move_state, plant, prune, resume, x0_of
+from cosmos3_lab.tree_files import load_tree, save_tree
+from cosmos3_lab.walks import blend_conditions, blend_inputs, expected_clip, mean_latents, slerp, slerp_latents
 from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video
 from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
@@ -71,5 +75,7 @@ from cosmos3_lab.passes import Activation, Pass, Recording
 from cosmos3_lab.probe import activation_names, patch, record
 from cosmos3_lab.attention_maps import LayerAttention, attention_rows, layer_attention, record_attention
 from cosmos3_lab.word_effects import WordEffects, attention_shares, word_effects
+from cosmos3_lab.grid import CompareGrid, GridCell, fill_grid, open_grid
+from cosmos3_lab.trace import Trace, open_trace, trace_steps
 
 __version__ = "0.1.0"

@@ -91,6 +91,9 @@ class DenoiseState(Shown):
         return f"DenoiseState(step_index={self.step_index}, {self.latents})"
 
 
+Encode = Callable[[Cosmos3Models, Cosmos3T2VRequest, Preset], tuple[Cosmos3Condition, Cosmos3Condition | None]]
+
+
 # ---------------------------------------------------------------------------------------------------------- prepare
 
 
@@ -103,6 +106,7 @@ def prepare_denoise(
     flow_shift: float | None = None,
     use_karras_sigmas: UseKarras = "preset",
     solver: SolverName | Solver | None = None,
+    encode: Encode | None = None,
 ) -> tuple[DenoiseInputs, DenoiseState]:
     """Encode both prompts with the UND tower, lay out the schedule, turn guidance into numbers, draw the noise.
 
@@ -115,6 +119,7 @@ def prepare_denoise(
         flow_shift: of flow schedules; None means the checkpoint's default, else the preset's (under "auto" the file's).
         use_karras_sigmas: PhyAI's switch: True for Karras, False for a flow schedule, None for the checkpoint's file.
         solver: "unipc", "euler" or "heun", or a `Solver` with all settings; None means the preset's.
+        encode: used instead of `encode_prompts`, such as `reuse.encode_once()` for runs that share their texts.
 
     Raises:
         ValueError: two choices contradict each other, or the request does not fit the checkpoint.
@@ -133,7 +138,7 @@ def prepare_denoise(
     if not isinstance(request.guidance_scale, (int, float)):
         sigmas, with_sound = made.sigmas[:-1].tolist(), request.sound_frames is not None
         request = replace(request, guidance_scale=resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound))
-    cond, uncond = encode_prompts(models, request, preset)
+    cond, uncond = (encode or encode_prompts)(models, request, preset)
     noise = (request.noise or _draw(models, request, preset)).to(models.device, solver_dtype(models, preset))
     inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
     return inputs, _initial_state(noise, step_index=0)

@@ -10,6 +10,8 @@ notebook `figure.savefig(path)` writes it (of axes: `ax.figure`); nothing has to
 Read next: the modules below, `figure_style.py` for their common look.
 """
 
+from cosmos3_lab.explore_figures import plot_trace, plot_tree
+from cosmos3_lab.grid_sheet import plot_grid
 from cosmos3_lab.latent_figures import (
     filmstrip,
     filmstrip_of_x0,
@@ -37,6 +39,7 @@ __all__ = [
     "guidance_map",
     "plot_attention_frames",
     "plot_curves",
+    "plot_grid",
     "plot_guidance",
     "plot_guidance_scale",
     "plot_latent_channels",
@@ -56,7 +59,9 @@ __all__ = [
     "plot_token_change",
     "plot_token_sequence",
     "plot_tokens",
+    "plot_trace",
     "plot_trajectory",
+    "plot_tree",
     "plot_unipc",
     "plot_waveform",
     "plot_word_effects",

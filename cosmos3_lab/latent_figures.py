@@ -3,10 +3,11 @@
 Read next: `step_figures.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from cosmos3_lab.denoise import StepRecord
 from cosmos3_lab.figure_style import (
@@ -166,8 +167,21 @@ def filmstrip_of_x0(records: Sequence[StepRecord], preview: LatentPreview, *, ro
     """
     if not records or any(record.x0 is None for record in records):
         raise ValueError("got no records that hold x0, expected those of a run with keep='x0' or 'full'")
+    return filmstrip_of_steps(records, lambda step: preview.pixels(records[step].x0.video), rows=rows, count=count)
+
+
+def filmstrip_of_steps(
+    records: Sequence[StepRecord], film: Callable[[int], Float[np.ndarray, "t h w 3"]], *, rows: int = 8, count: int = 9
+) -> "Figure":
+    """The same from frames that are there already, such as those of a trace.
+
+    Args:
+        records: at least one; numbers are enough.
+        film: gives the small frames of a record by its place in `records`, in [0, 1].
+        rows, count: see `filmstrip_of_x0`.
+    """
     steps = pick_evenly(len(records), rows)
-    films = [preview.pixels(records[step].x0.video) for step in steps]
+    films = [film(step) for step in steps]
     frames = pick_evenly(len(films[0]), count)
     height, width = films[0].shape[1:3]
     side = min(9 / len(frames), 0.85)

@@ -3,11 +3,13 @@
 Source of the encoding settings (h264, yuv420p, crf 18, AAC): PhyAI's `Cosmos3GenerationPostProcessor`.
 """
 
+import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +171,22 @@ def read_mp4(path: str | Path) -> Cosmos3GenerationOutput:
         container.seek(0)
         planes = [f.to_ndarray() for f in container.decode(audio=0)]
     return Cosmos3GenerationOutput(frames, fps, np.concatenate(planes, axis=1).astype(np.float32), rate)
+
+
+def wav_bytes(array: np.ndarray, sample_rate: int) -> bytes:
+    """A WAV file in memory, 16 bits.
+
+    Args:
+        array: `[channels, samples]` in [-1, 1].
+        sample_rate: in Hz.
+    """
+    buffer = BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(array.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes((array.clip(-1, 1) * 32767).round().astype("<i2").T.tobytes())
+    return buffer.getvalue()
 
 
 def show_video(source: Cosmos3GenerationOutput | str | Path, *, width: int = 320) -> "Video":

@@ -97,11 +97,22 @@ def player_html(path: Path, prompt: str, height: int, width: int) -> str:
         height, width: of the clip.
     """
     tall, wide = player_size(height, width)
-    data = b64encode(path.read_bytes()).decode("ascii")
-    return (
-        f'<video controls loop playsinline width="{wide}" height="{tall}" aria-label="Clip of: {escape(prompt)}" '
-        f'style="display: block; background: black" src="data:video/mp4;base64,{data}"></video>'
+    return video_html(
+        path, f"Clip of: {prompt}", size=f'width="{wide}" height="{tall}" style="display: block; background: black"'
     )
+
+
+def video_html(path: Path, label: str, *, size: str = 'style="display: block; max-width: 100%"') -> str:
+    """An mp4 with controls, inside the page.
+
+    Args:
+        path: of the mp4.
+        label: for those who do not see it.
+        size: attributes that say how large it is shown.
+    """
+    data = b64encode(path.read_bytes()).decode("ascii")
+    label = escape(label)
+    return f'<video controls loop playsinline {size} aria-label="{label}" src="data:video/mp4;base64,{data}"></video>'
 
 
 def empty_html(text: str, height: int) -> str:

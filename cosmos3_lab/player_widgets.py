@@ -3,12 +3,13 @@
 Read next: `sound_widgets.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import StepRecord
@@ -16,7 +17,7 @@ from cosmos3_lab.figure_style import MOST_FRAMES, STYLE, VIDEO, add_colour_bar, 
 from cosmos3_lab.latent_figures import filmstrip_of_x0
 from cosmos3_lab.latent_widgets import video_of
 from cosmos3_lab.preview import LatentPreview, latent_preview
-from cosmos3_lab.sound_avae import SoundAVAEConfig, decode_sound
+from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.sound_figures import draw_levels, spectrogram_db
 from cosmos3_lab.sound_widgets import player, wav_bytes
 from cosmos3_lab.step_widgets import step_marker
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
+Film = Callable[[int], Float[np.ndarray, "kinds t h w 3"]]
+Heard = Callable[[int], tuple[Float[np.ndarray, "channels samples"], int]]
 STEPS_HELD = 64  # whose colours and decoded sound stay in memory
 
 
@@ -53,32 +56,47 @@ def denoise_player(records: Sequence[StepRecord], models: Cosmos3Models) -> "Wid
 
 
 def _build(records: list[StepRecord], models: Cosmos3Models, preview: LatentPreview) -> "Widget":
-    box, first = lab_box(), records[0].index
-    with_sound, with_sample = records[0].x0.sound is not None, records[0].velocity is not None
-    steps, scrub, link = step_controls(records)
-    picture, words = box.Picture(), line()
-    audio = player() if with_sound else None
-    seen = "Clean video and sound" if with_sound else "Clean video"
+    with_sample = records[0].velocity is not None
 
-    @lru_cache(maxsize=STEPS_HELD)
     def film(at: int) -> np.ndarray:
         kinds = ["x0", "sample"] if with_sample else ["x0"]
         return np.stack([preview.pixels(torch.from_numpy(video_of(records[at], kind)[None])) for kind in kinds])
 
-    @lru_cache(maxsize=STEPS_HELD)
-    def heard(at: int) -> tuple[tuple[np.ndarray, float], bytes]:
+    def heard(at: int) -> tuple[np.ndarray, int]:
         sound = records[at].x0.sound.to(models.device)
-        wave, rate = decode_sound(models.avae, sound)[0].cpu().numpy(), models.avae.config.sampling_rate
-        return spectrogram_db(wave, rate, scale="mel"), wav_bytes(wave, rate)
+        return decode_sound(models.avae, sound)[0].cpu().numpy(), models.avae.config.sampling_rate
 
-    panes = _Panes(records, film(0), heard(0)[0] if with_sound else None, models)
+    return step_player(records, film, None if records[0].x0.sound is None else heard)
+
+
+def step_player(records: list[StepRecord], film: Film, heard: Heard | None) -> "Widget":
+    """Scrub through steps, whatever makes their pictures and sounds: models, or files of a trace.
+
+    Args:
+        records: of steps that follow each other; numbers are enough.
+        film: gives small frames `[kinds, t, h, w, 3]` of a step by its place in `records`: of x0, or of x0 and the sample.
+        heard: gives its waveform `[channels, samples]` and sample rate, None for a silent run.
+    """
+    box, first = lab_box(), records[0].index
+    steps, scrub, link = step_controls(records)
+    picture, words = box.Picture(), line()
+    audio = None if heard is None else player()
+    seen = "Clean video" if heard is None else "Clean video and sound"
+    films = lru_cache(maxsize=STEPS_HELD)(film)
+
+    @lru_cache(maxsize=STEPS_HELD)
+    def sounds(at: int) -> tuple[np.ndarray, float, int, bytes]:
+        wave, rate = heard(at)
+        return *spectrogram_db(wave, rate, scale="mel"), rate, wav_bytes(wave, rate)
+
+    panes = _Panes(records, films(0), None if heard is None else sounds(0)[:3])
 
     def redraw() -> None:
         at = scrub.value - first
-        panes.show(scrub.value, film(at), heard(at)[0][0] if with_sound else None)
+        panes.show(scrub.value, films(at), None if heard is None else sounds(at)[0])
         picture.show(panes.moving.png(), f"{seen} predicted at {step_words(records[at])}")
         if audio is not None:
-            audio.value = heard(at)[1]
+            audio.value = sounds(at)[3]
         say(words, step_words(records[at]))
 
     on_change(redraw, scrub)
@@ -89,9 +107,7 @@ def _build(records: list[StepRecord], models: Cosmos3Models, preview: LatentPrev
 class _Panes:
     """Noise level over the steps, spectrogram, and latent frames in colours."""
 
-    def __init__(
-        self, records: list[StepRecord], film: np.ndarray, levels: tuple[np.ndarray, float] | None, models: Cosmos3Models
-    ) -> None:
+    def __init__(self, records: list[StepRecord], film: np.ndarray, levels: tuple[np.ndarray, float, int] | None) -> None:
         from cosmos3_lab.figure_canvas import LabAxes
         from cosmos3_lab.widget_canvas import Mosaic, MovingFigure
 
@@ -109,7 +125,7 @@ class _Panes:
         moving = [self.film.image, self.mark]
         self.sound = None
         if levels is not None:
-            self.sound = _draw_sound(spectrum[0], *levels, records[0].x0.sound.shape[1], models.avae.config)
+            self.sound = _draw_sound(spectrum[0], *levels)
             moving.append(self.sound)
         self.moving = MovingFigure(figure, moving)
 
@@ -132,9 +148,9 @@ def _draw_sigma(ax: "Axes", records: Sequence[StepRecord]) -> "Line2D":
     return step_marker(ax, records)
 
 
-def _draw_sound(ax: "Axes", levels: np.ndarray, hop: float, latents: int, config: SoundAVAEConfig) -> "AxesImage":
-    image = draw_levels(ax, levels, hop, config.sampling_rate, scale="mel")
-    ax.set_xlim(0, latents * config.hop_size / config.sampling_rate)
+def _draw_sound(ax: "Axes", levels: np.ndarray, hop: float, sample_rate: int) -> "AxesImage":
+    image = draw_levels(ax, levels, hop, sample_rate, scale="mel")
+    ax.set_xlim(0, (levels.shape[1] - 1) * hop)
     dress(ax, title="Sound x0, decoded", x="time (s)", y="frequency (Hz, mel)")
     add_colour_bar(image, [ax], "dB of full scale", pad=0.02)
     return image

@@ -3,14 +3,13 @@
 Read next: `token_widgets.py`.
 """
 
-import wave
 from functools import cache
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cosmos3_lab.figure_style import Numbers, with_shape
+from cosmos3_lab.media import wav_bytes
 from cosmos3_lab.sound_figures import WAVEFORM, Scale, plot_sound
 from cosmos3_lab.widget_parts import buttons, has_front_end, ipywidgets, lab_box, line, on_change, row, say
 
@@ -131,19 +130,3 @@ def player() -> "Audio":
     """An audio player that waits to be started."""
     layout = {"width": "320px", "height": "40px"}
     return ipywidgets().Audio(value=b"", format="wav", autoplay=False, loop=False, layout=layout)
-
-
-def wav_bytes(array: np.ndarray, sample_rate: int) -> bytes:
-    """A WAV file in memory, 16 bits.
-
-    Args:
-        array: `[channels, samples]` in [-1, 1].
-        sample_rate: in Hz.
-    """
-    buffer = BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(array.shape[0])
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes((array.clip(-1, 1) * 32767).round().astype("<i2").T.tobytes())
-    return buffer.getvalue()

@@ -9,6 +9,7 @@ Sliders can be moved with the arrow keys and answer when they are released. `clo
 Read next: `schedule_widgets.py`, `widget_parts.py` for what they share.
 """
 
+from cosmos3_lab.explore_widgets import grid_player, trace_player
 from cosmos3_lab.latent_widgets import latent_viewer
 from cosmos3_lab.lens_widgets import attention_lens
 from cosmos3_lab.panel import generation_panel
@@ -22,10 +23,12 @@ __all__ = [
     "attention_lens",
     "denoise_player",
     "generation_panel",
+    "grid_player",
     "guidance_lens",
     "latent_viewer",
     "schedule_explorer",
     "sound_view",
     "token_view",
+    "trace_player",
     "unipc_lens",
 ]

@@ -18,14 +18,21 @@ from matplotlib.text import Text
 from cosmos3_lab import (
     Guidance,
     TokenRow,
+    branch_off,
+    denoise,
     figures,
+    fill_grid,
     flow_schedule,
     generate,
     karras_schedule,
     load_cosmos3,
     log_snr,
     make_processor,
+    open_trace,
+    plant,
+    prepare_denoise,
     token_table,
+    trace_steps,
 )
 from cosmos3_lab.figure_style import COLOURS, as_array, describe, pick_evenly, with_shape
 from cosmos3_lab.positions import TokenLayout, compute_mrope_position_ids_text
@@ -600,7 +607,24 @@ def laboratory_figures():
     return {"plot_guidance_scale": scales, "plot_solver_errors": figures.plot_solver_errors(errors)}
 
 
-def every_figure(run, preview):
+def explore_figures(pico, run, preview, folder):
+    """A tree, a grid and a trace of that run's request."""
+    inputs, state = prepare_denoise(pico, run.inputs.request)
+    root = plant(pico, inputs, state, stop=2)
+    tree = branch_off(pico, root, "a branch", step=1, prompt="a green square rises on a white background; silence", stop=2)
+    list(trace_steps(denoise(pico.transformer, inputs, state, stop=2), folder / "trace", models=pico, inputs=inputs))
+    rows = {"guidance_scale": [1.0, 3.0]}
+    options = {"num_frames": 5, "num_inference_steps": 1, "score": lambda clip: {"frames": len(clip.frames)}, "progress": False}
+    return {
+        "plot_tree": figures.plot_tree(tree, preview),
+        "plot_trace": figures.plot_trace(open_trace(folder / "trace")),
+        "plot_grid": figures.plot_grid(
+            fill_grid(pico, "a circle", folder=folder / "grid", rows=rows, **options), scores=["frames"]
+        ),
+    }
+
+
+def every_figure(pico, run, preview, folder):
     """Each public function once, on the run."""
     out, records, latents = run.output, run.records, run.latents
     tokens = [TokenRow(0, 5, "a", "prompt"), TokenRow(1, 6, " b", "metadata")]
@@ -629,18 +653,19 @@ def every_figure(run, preview):
         **position_figures(),
         **attention_figures(),
         **laboratory_figures(),
+        **explore_figures(pico, run, preview, folder),
     }
     return {name: value if isinstance(value, Figure) else value.figure for name, value in made.items()}
 
 
 @pytest.fixture(scope="module")
-def on_a_dark_page(run, preview):
+def on_a_dark_page(pico, run, preview, tmp_path_factory):
     """Every figure, drawn by somebody whose own matplotlib settings are dark."""
     dark = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"), "w"
     )
     with matplotlib.rc_context({**dark, "axes.facecolor": "k", "figure.facecolor": "k", "font.size": 17, "axes.grid": True}):
-        made = every_figure(run, preview)
+        made = every_figure(pico, run, preview, tmp_path_factory.mktemp("explore"))
         for figure in made.values():
             figure.draw_without_rendering()
     return made

@@ -27,6 +27,12 @@ RECORDS = [
     "StepRecord",
     "Cosmos3GenerationOutput",
     "Generation",
+    "Region",
+    "RunTree",
+    "Branch",
+    "CompareGrid",
+    "GridCell",
+    "Trace",
     "PromptWord",
     "Pass",
     "Activation",
@@ -63,9 +69,8 @@ def members(record):
 
 
 def test_the_glossary_has_the_records_that_readers_meet():
-    assert list(SECTIONS) == [
-        name for record in RECORDS for name in (record, *(["StepRecord.rms"] if record == "StepRecord" else []))
-    ]
+    after = RECORDS.index("StepRecord") + 1
+    assert list(SECTIONS) == [*RECORDS[:after], "StepRecord.rms", *RECORDS[after:]]
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -26,8 +26,10 @@ from cosmos3_lab import (
     karras_schedule,
     load_cosmos3,
     make_processor,
+    open_trace,
     prepare_denoise,
     prepare_request,
+    trace_steps,
     widgets,
 )
 from cosmos3_lab.attention_maps import record_attention
@@ -55,6 +57,7 @@ MODULES = (
     "player_widgets",
     "sound_widgets",
     "token_widgets",
+    "explore_widgets",
 )
 
 
@@ -84,7 +87,17 @@ def looked(pico):
 
 
 @pytest.fixture(scope="module")
-def makers(pico, run, looked):
+def trace(pico, run, tmp_path_factory):
+    """The same run on disk, with its sound."""
+    folder = tmp_path_factory.mktemp("trace")
+    inputs, state = prepare_denoise(pico, run.inputs.request)
+    options = {"models": pico, "inputs": inputs, "with_sound": True}
+    list(trace_steps(denoise(pico.transformer, inputs, state), folder, **options))
+    return open_trace(folder)
+
+
+@pytest.fixture(scope="module")
+def makers(pico, run, looked, trace):
     """Every widget, ready to be made."""
     prompt, output = pico.defaults.example_prompts[0], run.output
     made = {
@@ -96,8 +109,10 @@ def makers(pico, run, looked):
         "unipc_lens": lambda: widgets.unipc_lens(run.records),
         "token_view": lambda: widgets.token_view(pico, prompt),
         "sound_view": lambda: widgets.sound_view(output.waveform, output.sample_rate),
+        "trace_player": lambda: widgets.trace_player(trace),
     }
-    assert sorted(made) == sorted(name for name in widgets.__all__ if name != "generation_panel")
+    elsewhere = {"generation_panel", "grid_player"}  # test_panel.py, test_grid.py
+    assert sorted(made) == sorted(set(widgets.__all__) - elsewhere)
     return made
 
 
@@ -110,6 +125,7 @@ NAMES = [
     "unipc_lens",
     "token_view",
     "sound_view",
+    "trace_player",
 ]
 by_name = pytest.mark.parametrize("name", NAMES)
 
@@ -350,6 +366,15 @@ def test_the_player_plays_the_sound_of_the_step(makers, pico, run, in_kernel):
         rate, heard = read_wav(the(widget, ipywidgets.Audio).value)
         assert rate == pico.avae.config.sampling_rate
         assert np.abs(heard - wanted).max() < 1e-4
+
+
+def test_the_player_of_a_trace_plays_its_files(makers, trace, in_kernel):
+    widget = makers["trace_player"]()
+    for step in (1, STEPS - 1):
+        step_slider(widget).value = step
+        rate, heard = read_wav(the(widget, ipywidgets.Audio).value)
+        assert rate == trace.sound(step)[1]
+        assert np.abs(heard - trace.sound(step)[0]).max() < 1e-4
 
 
 def test_a_silent_run_has_no_audio_player(pico, in_kernel):

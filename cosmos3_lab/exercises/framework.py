@@ -21,8 +21,8 @@ MODULES = {
     "07": "decoding",
     "08": "video",
     "09": "sound",
+    "10": "exploring",
     "11": "lens",
-    "10": "solver_lab",
     "12": "training",
 }
 GREEN, ORANGE = "#009E73", "#D55E00"  # Okabe and Ito's, on light and on dark

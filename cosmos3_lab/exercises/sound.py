@@ -1,6 +1,6 @@
 """The exercises of notebook 09: from sound latents to frames, the first onset, a sound that comes too late.
 
-Read next: `lens.py`, the exercises of notebook 11.
+Read next: `exploring.py`, the exercises of notebook 10.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,101 @@
+"""Frozen records as JSON and tensors, and back: what trees and traces write to disk.
+
+    tensors = {}
+    text = json.dumps(to_plain(request, tensors))        # numbers and words; the tensors are collected beside it
+    request = from_plain(json.loads(text), tensors, records=(Cosmos3T2VRequest, Preset, Latents))
+
+Only the records that the reader names are made, and only from fields that they have: a file cannot ask for anything else.
+
+Read next: `tree_files.py`, `trace.py`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def to_plain(value: Any, tensors: dict[str, Tensor], *, at: str = "value") -> Any:  # noqa: ANN401  (a field is anything)
+    """A value as JSON has it.
+
+    Args:
+        value: None, a number, text, a tensor, or a tuple, list, mapping by text or frozen record of such.
+        tensors: gets every tensor, under the place where it stood.
+        at: place of the value.
+
+    Raises:
+        ValueError: something else is in it, such as a function.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[at] = value
+        return {"tensor": at}
+    if is_dataclass(value):
+        inside = {f.name: to_plain(getattr(value, f.name), tensors, at=f"{at}.{f.name}") for f in fields(value)}
+        return {"record": type(value).__name__, "fields": inside}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"map": {key: to_plain(v, tensors, at=f"{at}.{key}") for key, v in value.items()}}
+    if isinstance(value, tuple | list):
+        items = [to_plain(v, tensors, at=f"{at}.{i}") for i, v in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    raise ValueError(f"got a {type(value).__name__} at {at}, expected what a file can hold: numbers, text, tensors, records")
+
+
+def from_plain(plain: Any, tensors: Mapping[str, Tensor], *, records: Sequence[type]) -> Any:  # noqa: ANN401
+    """The value that `to_plain` took apart.
+
+    Args:
+        plain: as read from JSON.
+        tensors: by place.
+        records: classes that may be made.
+
+    Raises:
+        ValueError: it names a tensor that is missing, a record that is not allowed or other fields than that has.
+    """
+    if isinstance(plain, list):
+        return [from_plain(v, tensors, records=records) for v in plain]
+    if not isinstance(plain, Mapping):
+        return plain
+    match plain:
+        case {"tensor": str(at)} if at in tensors:
+            return tensors[at]
+        case {"tuple": list(items)}:
+            return tuple(from_plain(v, tensors, records=records) for v in items)
+        case {"map": Mapping() as items}:
+            return {key: from_plain(v, tensors, records=records) for key, v in items.items()}
+        case {"record": str(name), "fields": Mapping() as inside}:
+            found = {cls.__name__: cls for cls in records}
+            if name not in found:
+                raise ValueError(f"got a record {name!r}, expected one of {', '.join(found)}")
+            made = {key: from_plain(v, tensors, records=records) for key, v in inside.items()}
+            try:
+                return found[name](**made)
+            except TypeError as error:
+                raise ValueError(f"got a {name} with the fields {', '.join(made)}: {error}") from error
+    raise ValueError(f"got {json.dumps(plain)[:80]}, which is not what this package writes")
+
+
+def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
+    """A JSON object of this package's.
+
+    Args:
+        path: of the file.
+        format: what its "format" should say.
+        version: what its "version" should be at most.
+
+    Raises:
+        ValueError: it cannot be read, is something else, or was written by a later version.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable {format} file: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != format:
+        raise ValueError(f"{path} is not a {format} file of cosmos3_lab")
+    if not isinstance(values.get("version"), int) or not 1 <= values["version"] <= version:
+        raise ValueError(f"{path} has version {values.get('version')!r}, expected 1 to {version}; try a later cosmos3_lab")
+    return values
