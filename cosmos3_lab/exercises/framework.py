@@ -24,6 +24,7 @@ MODULES = {
     "10": "exploring",
     "11": "lens",
     "12": "training",
+    "13": "solver_lab",
 }
 GREEN, ORANGE = "#009E73", "#D55E00"  # Okabe and Ito's, on light and on dark
 

@@ -1,6 +1,6 @@
-"""The exercises of notebook 10 about guidance as a schedule and about solvers: a scale that fades, Heun's step.
+"""The exercises of notebook 13: a scale that fades, Heun's step.
 
-Read next: `training.py`, the exercises of notebook 12.
+Read next: `solver_lab.py` of the package, which measures the errors.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ FADE = ((1.0, 1.0), (0.9, 1.0), (0.725, 3.5), (0.55, 6.0), (0.375, 3.5), (0.2, 1
 
 
 @exercise(
-    "10.4",
+    "13.1",
     hint="How far is sigma from the middle, 0.55? There w is 6, and 0.35 away from it, on either side, w is 1. `max(1.0, ...)` "
     "keeps it there.",
 )
@@ -33,7 +33,7 @@ def fading_scale(scale: Callable[[int, float], float]) -> None:
 
 
 @exercise(
-    "10.5",
+    "13.2",
     hint="First take Euler's step. Ask for the velocity there, at sigma_next, and take the step once more from the start with "
     "the mean of the two velocities. Where sigma_next is 0, Euler's step is all.",
 )

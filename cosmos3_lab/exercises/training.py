@@ -1,6 +1,6 @@
 """The exercises of notebook 12: a training pair, the loss of a network that looks at nothing, a scene by hand.
 
-Read next: `pico/flow.py`, the loss that pico was trained with.
+Read next: `solver_lab.py`, the exercises of notebook 13.
 """
 
 from collections.abc import Callable
