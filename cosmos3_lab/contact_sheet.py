@@ -17,7 +17,7 @@ from cosmos3_lab.media import Cosmos3GenerationOutput
 
 MOST_FRAMES = 12
 SHEET_WIDTH = 1280  # pixels, about
-LEAST_WIDTH, MOST_WIDTH = 120, 480  # of a frame
+LEAST_WIDTH, MOST_WIDTH, ENLARGED = 120, 480, 2  # of a frame, and how many times as wide as it is
 GAP, CAPTION, WAVE = 8, 18, 72
 PAPER, INK, SOUND = (255, 255, 255), (70, 70, 70), (0, 114, 178)
 
@@ -46,7 +46,8 @@ def draw_contact_sheet(output: Cosmos3GenerationOutput) -> Image.Image:
     count, tall, wide, _ = output.frames.shape
     picked = np.unique(np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(int))
     columns = _columns(len(picked), wide / tall)
-    width = min(MOST_WIDTH, max(LEAST_WIDTH, (SHEET_WIDTH - GAP) // columns - GAP))
+    widest = min(MOST_WIDTH, ENLARGED * wide, (SHEET_WIDTH - GAP) // columns - GAP)
+    width = max(LEAST_WIDTH, widest)
     height = max(1, round(width * tall / wide))
     rows = math.ceil(len(picked) / columns)
     frames_end = GAP + rows * (height + CAPTION + GAP)

@@ -162,11 +162,13 @@ def run_request(
     requested: Mapping[str, Any] | None = None,
     timer: PhaseTimer | None = None,
 ) -> Generation:
-    """A request to a finished clip: PhyAI's `engine.step(request)`.
-
-    Arguments and errors as in `generate`; the prompt is already in the request.
+    """A request to a finished clip: PhyAI's `engine.step(request)`. Errors as in `generate`.
 
     Args:
+        models: from `load_cosmos3`.
+        request: from `prepare_request`, or written by hand; the prompt is already in it.
+        preset, schedule, flow_shift, use_karras_sigmas: see `prepare_denoise`.
+        should_stop, keep, progress, out, name, save_every, private: see `generate`.
         requested: for the manifest, the settings as they were asked for, with "prompt" and "negative_prompt".
         timer: goes on counting; None begins to.
     """
@@ -205,10 +207,10 @@ def resume_run(
 ) -> Generation:
     """Go on with a run that did not end. Stages that were done are not done again, but for encoding the prompts.
 
-    Arguments and errors as in `generate`.
-
     Args:
+        models: of the same checkpoint, dtype and quantization; device and placement may be others.
         folder: of the run.
+        should_stop, keep, progress, save_every: see `generate`.
 
     Raises:
         ValueError: it is finished, another process works on it, or the models are not those that it began with.
