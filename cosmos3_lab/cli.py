@@ -1,12 +1,14 @@
 """`cosmos3-lab generate | replay | plan | inspect`: PhyAI's example script, the same run again, what a run needs, a look."""
 
+import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -60,7 +62,6 @@ WITH_RESUME = ("resume", "checkpoint", "device", "dtype", "placement", "quantize
 
 @app.command()
 def generate(
-    context: typer.Context,
     words: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show and, with --sound, to hear.")] = None,
     prompt: Annotated[str | None, typer.Option(help="PROMPT as a flag, as in PhyAI's script.")] = None,
     checkpoint: Annotated[str | None, typer.Option(**CHECKPOINT)] = None,
@@ -98,11 +99,11 @@ def generate(
 
     What is not given comes from the checkpoint's cosmos3_lab.json, and from Nano's defaults where it has none.
     """
+    given = dict(locals())
     with _one_line_errors():
         if resume is not None:
-            _check_only_resumed(context)
-            named = _given(context, "checkpoint")
-            with _load_for(resume, checkpoint, device, dtype, placement, quantize, named=named) as models:
+            _check_only_resumed(given)
+            with _load_for(resume, checkpoint, device, dtype, placement, quantize) as models:
                 _report(resume_run(models, resume, save_every=save_every))
             return
         # Everything that can be wrong with the arguments is found before gigabytes are read.
@@ -155,7 +156,6 @@ def generate(
 
 @app.command("replay")
 def replay_command(
-    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as outputs/run_001.")],
     checkpoint: Annotated[
         str | None, typer.Option(help="Checkpoint folder; default: the run's.", envvar=CHECKPOINT["envvar"])
@@ -166,10 +166,8 @@ def replay_command(
     quantize: QUANTIZE = None,
 ) -> None:
     """Repeat a run and say whether its latents come out the same; exit code 1 if they are different. Writes nothing."""
-    with _one_line_errors():
-        named = _given(context, "checkpoint")
-        with _load_for(run, checkpoint, device, dtype, placement, quantize, named=named) as models:
-            repeated = replay(run, models)
+    with _one_line_errors(), _load_for(run, checkpoint, device, dtype, placement, quantize) as models:
+        repeated = replay(run, models)
     console.print(f"{escape(str(run))}: {escape(repr(repeated))}", highlight=False, soft_wrap=True)
     if repeated.verdict == "different":
         raise typer.Exit(1)
@@ -246,31 +244,24 @@ def _one_prompt(words: str | None, prompt: str | None, examples: tuple[str, ...]
     return prompt if words is None else words
 
 
-def _given(context: typer.Context, name: str) -> bool:
-    """Whether it stands on the command line."""
-    return context.get_parameter_source(name).name == "COMMANDLINE"
+def _check_only_resumed(given: Mapping[str, Any]) -> None:
+    for name, parameter in signature(generate).parameters.items():
+        if name not in WITH_RESUME and given[name] != parameter.default:
+            flag = "PROMPT" if name == "words" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"got {flag} with --resume; the run goes on with its own settings, leave it out")
 
 
-def _check_only_resumed(context: typer.Context) -> None:
-    for parameter in context.command.params:
-        if parameter.name not in WITH_RESUME and _given(context, parameter.name):
-            raise ValueError(f"got {parameter.opts[0]} with --resume; the run goes on with its own settings, leave it out")
-
-
-def _load_for(
-    run: Path, checkpoint: str | None, device: str, dtype: str, placement: str, quantize: str | None, *, named: bool
-) -> Cosmos3Models:
-    """The models of a run, as it had them where nothing else is asked for.
+def _load_for(run: Path, checkpoint: str | None, device: str, dtype: str, placement: str, quantize: str | None) -> Cosmos3Models:
+    """The models of a run, as it had them where nothing else is asked for; its checkpoint goes before the environment's.
 
     Args:
         run: its folder.
         checkpoint, device, dtype, placement, quantize: the flags.
-        named: whether the checkpoint stands on the command line; if not, the run's own goes before the environment's.
     """
     record = Bundle(run).read_manifest()
     settings, machine = record["effective"], record["machine"] or {}
     models = load_cosmos3(
-        checkpoint if named else machine.get("checkpoint_folder", checkpoint),
+        machine.get("checkpoint_folder", checkpoint) if checkpoint == os.environ.get(CHECKPOINT["envvar"]) else checkpoint,
         device=device,
         dtype=DTYPES[settings["dtype"] if dtype == "auto" else dtype],
         load_sound=settings["sound_frames"] is not None,

@@ -33,7 +33,7 @@ def write_contact_sheet(output: Cosmos3GenerationOutput, path: str | Path) -> Pa
         OSError: it cannot be written.
     """
     with replacing(path) as temporary:
-        draw_contact_sheet(output).save(temporary, format="PNG")
+        draw_contact_sheet(output).save(temporary, format="PNG", compress_level=1)  # as quick as the rest
     return Path(path)
 
 

@@ -295,7 +295,7 @@ def _drive(run: Run, should_stop: Callable[[StepRecord], bool] | None, progress:
                 if should_stop is not None and should_stop(record):
                     break
         if run.result.stopped:
-            run.save()
+            run.pause()
             return run.result
         return run.finish()
 

@@ -185,8 +185,8 @@ def read_inputs(manifest: Mapping[str, Any], noise: Latents | None) -> tuple[Cos
             "neg_text_mask": _row(ids["negative_mask"] or [1] * len(ids["negative_ids"])),
         }
         return Cosmos3T2VRequest(**tokens, **settings, noise=noise), schedule, preset
-    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"the manifest does not describe a run ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the manifest does not describe a run ({error!r})") from error
 
 
 def plain(value: object) -> Any:  # noqa: ANN401  (whatever JSON holds)

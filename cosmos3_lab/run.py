@@ -158,9 +158,7 @@ class Run:
         """Save, and say how to go on; what went wrong before must not be hidden by a disk that is full as well."""
         failed = ""
         try:
-            self.save()
-            if self._record["status"] != "finished":
-                self._write_record(self._record["status"])  # the seconds so far
+            self.pause()
         except OSError as error:
             failed = f"; saving it now failed ({error})"
         done, steps = self._saved, self.result.inputs.schedule.num_steps
@@ -215,6 +213,16 @@ class Run:
         self._saved = run.state.step_index
         self._last_save = time.perf_counter() - begin
         self._save_seconds += self._last_save
+
+    def pause(self) -> None:
+        """Save where the run is, and its seconds so far; nothing to do without a folder.
+
+        Raises:
+            OSError: see `save`.
+        """
+        self.save()
+        if self._bundle is not None and self._record["status"] != "finished":
+            self._write_record(self._record["status"])
 
     def finish(self, on_chunk: Callable[[int], None] | None = None) -> Generation:
         """Decode the clean latents and, where there is a folder, write mp4, contact sheet and manifest.
