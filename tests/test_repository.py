@@ -147,13 +147,15 @@ def test_make_demo_makes_a_video_with_sound_and_says_where(tmp_path, monkeypatch
     """The Makefile's own command, with pico; only the installation before it is left out."""
     monkeypatch.chdir(tmp_path)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    variable, program, *arguments = shlex.split(re.search(r"\t(.*cosmos3-lab generate.*)", makefile)[1])
+    command = re.search(r"\t(.*cosmos3-lab generate.*)", makefile)[1].replace("$(CURDIR)", str(tmp_path))
+    variable, program, *arguments = shlex.split(command)
     assert (variable, program) == ("COSMOS3_CHECKPOINT=", "$(BIN)/cosmos3-lab")
     ran = CliRunner(env={"COSMOS3_CHECKPOINT": ""}).invoke(app, [*arguments, "--num-frames", "5", "--steps", "2"])
     assert ran.exit_code == 0, ran.output
     assert "Cosmos3Models(pico:" in ran.output
-    (said,) = re.findall(r"Play \$\(CURDIR\)/(\S+)\"", makefile)
-    assert read_mp4(tmp_path / said).sample_rate is not None
+    said = Path(ran.stdout.splitlines()[-1].removeprefix("saved "))
+    assert said == tmp_path / "outputs" / "demo" / "run_001" / "video_with_sound.mp4"
+    assert read_mp4(said).sample_rate is not None
 
 
 def test_ci_runs_make_test():
