@@ -124,6 +124,8 @@ class Bundle:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"{self.path} is being worked on by another process; wait for it, or end it") from error
+            except OSError:
+                pass  # a network's file system without locks; two at work there would write the same bits
             yield
         finally:
             os.close(folder)
@@ -131,7 +133,8 @@ class Bundle:
     def remove_leftovers(self) -> None:
         """Delete what a killed process was writing."""
         for file in self.path.glob(".*.part.*"):
-            file.unlink(missing_ok=True)
+            if not file.is_dir():
+                file.unlink(missing_ok=True)
 
 
 def create_bundle(out: str | Path, manifest: Mapping[str, Any], *, noise: Latents | None = None) -> Bundle:

@@ -19,7 +19,6 @@ from cosmos3_lab.branch import load_state
 from cosmos3_lab.bundle import Bundle, check_video_name, read_noise
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.decode import decode_latents as decode_latents  # a stage of its own, and the last one here
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, prepare_denoise
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.latents import Latents
@@ -28,8 +27,6 @@ from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.request import Cosmos3T2VRequest
-from cosmos3_lab.run import INFERENCE_PARTS as INFERENCE_PARTS
-from cosmos3_lab.run import PHASES as PHASES
 from cosmos3_lab.run import TEXTS, Generation, Run, start_bundle, start_timer
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.timing import PhaseTimer

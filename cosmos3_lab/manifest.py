@@ -141,7 +141,8 @@ def inputs_manifest(inputs: DenoiseInputs) -> dict[str, Any]:
         "timesteps": schedule.timesteps.tolist(),
         "preset": asdict(inputs.preset),
     }
-    return {"request": {name: plain(getattr(request, name)) for name in REQUEST_FIELDS}, "solver": solver}
+    settings = {name: plain(getattr(request, name)) for name in REQUEST_FIELDS}
+    return {"request": settings | {"guidance_scale": plain(inputs.guidance_scale)}, "solver": solver}
 
 
 def ids_manifest(request: Cosmos3T2VRequest) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def latents_hashes(latents: Latents) -> dict[str, str]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Most bytes so far: of the GPU since its count was reset, else of the process.
+    """Most bytes so far: of the GPU since `reset_peak_memory`, else of the process in all its life.
 
     Args:
         device: of the run.
@@ -237,6 +238,16 @@ def peak_memory(device: torch.device) -> dict[str, int]:
         }
     unit = 1 if sys.platform == "darwin" else 1024
     return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to count the peak of a GPU anew; nothing to do elsewhere.
+
+    Args:
+        device: of the run.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _row(numbers: list[int]) -> Tensor:

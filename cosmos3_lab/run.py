@@ -31,6 +31,7 @@ from cosmos3_lab.manifest import (
     machine_manifest,
     peak_memory,
     plain,
+    reset_peak_memory,
     sha256_of,
 )
 from cosmos3_lab.media import Cosmos3GenerationOutput
@@ -146,6 +147,7 @@ class Run:
             return
         with self._bundle.locked():
             self._bundle.remove_leftovers()
+            reset_peak_memory(self.models.device)
             try:
                 if self._record["status"] == "denoising" and self._saved is None:
                     self.save()
@@ -163,6 +165,8 @@ class Run:
             failed = f"; saving it now failed ({error})"
         done, steps = self._saved, self.result.inputs.schedule.num_steps
         kept = f"{done} of {steps} steps are" if done != steps else "the latents are"
+        if self._record["status"] == "finished":
+            return f"The run is finished in {self._bundle.path}"
         if done is None:
             return f"Nothing is saved yet in {self._bundle.path}{failed}"
         return f"{kept} saved in {self._bundle.path}; go on with: {resume_words(self._bundle.path)}{failed}"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cosmos3_lab import read_mp4
 from cosmos3_lab.checkpoint import Defaults
 from cosmos3_lab.cli import app
-from cosmos3_lab.generate import PHASES
+from cosmos3_lab.run import PHASES
 from cosmos3_lab.settings import PICO
 
 SMALL = ["--num-frames", "1", "--height", "32", "--width", "32", "--steps", "2", "--negative-prompt", "blurry", "--device", "cpu"]

@@ -35,8 +35,8 @@ from cosmos3_lab import (
     save_state,
     sound_latent_frames,
 )
-from cosmos3_lab.generate import PHASES
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
+from cosmos3_lab.run import PHASES
 
 STEPS = 4
 CLIP = {"num_frames": 5, "height": 32, "width": 48, "fps": 16.0}
