@@ -40,6 +40,17 @@ from cosmos3_lab.latents import Latents
 VERSION = 1
 FORMAT = "cosmos3_lab.run"
 Status = Literal["denoising", "decoding", "finished"]
+FIELDS = {  # of a manifest, as far as they are relied on without another look
+    "private": bool,
+    "video": str,
+    "texts": dict | None,
+    "effective": dict,
+    "request": dict,
+    "solver": dict,
+    "machine": dict | None,
+    "hashes": dict,
+    "timings": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,12 @@ class Bundle:
             raise ValueError(f"{self.manifest} has version {version}, and this package reads up to {VERSION}; update it")
         if manifest.get("status") not in get_args(Status):
             raise ValueError(f"{self.manifest} has status {manifest.get('status')!r}, expected {' or '.join(get_args(Status))}")
-        video_name(self.path, manifest)
+        for name, kind in FIELDS.items():
+            if not isinstance(manifest.get(name), kind):
+                raise ValueError(f"{self.manifest} has {name} {manifest.get(name)!r:.80}, expected {kind}")
+        if not all(isinstance(seconds, int | float) for seconds in manifest["timings"].values()):
+            raise ValueError(f"{self.manifest} has timings that are not numbers")
+        check_video_name(manifest["video"])
         return manifest
 
     @contextmanager
@@ -208,22 +224,6 @@ def read_noise(path: Path) -> Latents | None:
         return Latents(tensors["video"], tensors.get("sound"))
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} holds no noise: {error}") from error
-
-
-def video_name(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """Name of the mp4 in the run's folder.
-
-    Args:
-        folder: for the message.
-        manifest: of the run.
-
-    Raises:
-        ValueError: the manifest names a file elsewhere.
-    """
-    name = manifest.get("video")
-    if not isinstance(name, str):
-        raise ValueError(f"{folder}: the manifest names no video")
-    return check_video_name(name)
 
 
 def check_video_name(name: str) -> str:

@@ -260,13 +260,16 @@ def _load_for(run: Path, checkpoint: str | None, device: str, dtype: str, placem
     """
     record = Bundle(run).read_manifest()
     settings, machine = record["effective"], record["machine"] or {}
+    wanted = settings.get("dtype") if dtype == "auto" else dtype
+    if wanted not in DTYPES:
+        raise ValueError(f"{run} was made in {wanted!r}, expected {' or '.join(DTYPES)}")
     models = load_cosmos3(
         machine.get("checkpoint_folder", checkpoint) if checkpoint == os.environ.get(CHECKPOINT["envvar"]) else checkpoint,
         device=device,
-        dtype=DTYPES[settings["dtype"] if dtype == "auto" else dtype],
-        load_sound=settings["sound_frames"] is not None,
+        dtype=DTYPES[wanted],
+        load_sound=settings.get("sound_frames") is not None,
         placement=placement,
-        quantize=quantize or settings["quantized"],
+        quantize=quantize or settings.get("quantized"),
     )
     console.print(escape(repr(models)), highlight=False, soft_wrap=True)
     return models

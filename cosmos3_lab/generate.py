@@ -90,7 +90,7 @@ def generate(
     """
     given = dict(locals())
     if resume is not None:
-        other = [key for key, default in DEFAULTS.items() if key not in HOW and given[key] is not default]
+        other = [key for key, default in DEFAULTS.items() if key not in HOW and given[key] != default]
         if other:
             raise ValueError(f"got {other[0]} together with resume; the run goes on with its own settings, leave it out")
         return resume_run(models, resume, should_stop=should_stop, keep=keep, progress=progress, save_every=save_every)
@@ -219,11 +219,11 @@ def resume_run(
     if record["status"] == "finished":
         raise ValueError(f"{bundle.path} is finished: its clip is {bundle.path / record['video']}; replay repeats a run")
     request, schedule, preset = bundle_inputs(bundle, record, models)
-    timer.seconds |= {phase: s for phase, s in record["timings"].items() if phase != "model_load"}
+    timer.seconds |= {phase: record["timings"].get(phase, 0.0) for phase in timer.seconds if phase != "model_load"}
 
     def rest_of_run() -> Generation:
         inputs, state = _prepare(models, request, timer, preset=preset, schedule=schedule)
-        file, saved = bundle.state if record["status"] == "denoising" else bundle.latents, None
+        file, saved = bundle.latents if bundle.latents.exists() else bundle.state, None
         if record["status"] != "denoising" or file.exists():  # a crash may have come before the first save
             state = load_state(file, inputs)
             saved = state.step_index

@@ -9,6 +9,7 @@ Read next: `cli.py`.
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -30,16 +31,19 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """A block in which SIGTERM and SIGHUP raise `Terminated`; a signal that is ignored (nohup) stays so.
 
-    Only in the main thread, where Python runs its handlers.
+    Elsewhere than in the main thread, where Python runs its handlers, nothing is done.
     """
+    if current_thread() is not main_thread():
+        yield
+        return
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:

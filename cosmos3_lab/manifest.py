@@ -115,7 +115,7 @@ def machine_manifest(models: Cosmos3Models) -> dict[str, Any]:
     device = models.device
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    versions = {"cosmos3_lab": import_module("cosmos3_lab").__version__, "python": platform.python_version()}
+    versions = {"cosmos3_lab": package_version(), "python": platform.python_version()}
     versions |= {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "versions": versions,
@@ -125,6 +125,11 @@ def machine_manifest(models: Cosmos3Models) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "checkpoint_folder": "pico" if models.folder == PICO else str(models.folder.absolute()),
     }
+
+
+def package_version() -> str:
+    """Of cosmos3_lab."""
+    return import_module("cosmos3_lab").__version__
 
 
 def inputs_manifest(inputs: DenoiseInputs) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def read_inputs(manifest: Mapping[str, Any], noise: Latents | None) -> tuple[Cos
             "neg_text_mask": _row(ids["negative_mask"] or [1] * len(ids["negative_ids"])),
         }
         return Cosmos3T2VRequest(**tokens, **settings, noise=noise), schedule, preset
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"the manifest does not describe a run ({error!r})") from error
 
 

@@ -29,6 +29,7 @@ from cosmos3_lab.manifest import (
     inputs_manifest,
     latents_hashes,
     machine_manifest,
+    package_version,
     peak_memory,
     plain,
     reset_peak_memory,
@@ -204,10 +205,9 @@ class Run:
         Raises:
             OSError: it cannot be written; what was there is still there.
         """
-        run, bundle = self.result, self._bundle
-        if bundle is None or self._saved == run.state.step_index or self._record["status"] == "finished":
+        run, bundle, begin = self.result, self._bundle, time.perf_counter()
+        if bundle is None or (self._saved == run.state.step_index if run.stopped else self._record["status"] != "denoising"):
             return
-        begin = time.perf_counter()
         if run.stopped:
             save_state(bundle.state, run.inputs, run.state)
         else:
@@ -274,10 +274,9 @@ class Run:
         """Of the mp4; none in a private run."""
         if self._record["private"]:
             return {}
-        made, settings = self._record["machine"]["versions"]["cosmos3_lab"], self._record["effective"]
-        comment = f"cosmos3_lab {made}, {settings['checkpoint']}, seed {settings['seed']}"
-        prompt = self._record["texts"].get("prompt")
-        return {"comment": comment} | ({"title": prompt} if prompt else {})
+        settings = self.result.manifest
+        comment = f"cosmos3_lab {package_version()}, {settings['checkpoint']}, seed {settings['seed']}"
+        return {"comment": comment} | ({"title": str(settings["prompt"])} if settings.get("prompt") else {})
 
 
 def resume_words(folder: Path) -> str:

@@ -3,6 +3,8 @@
 import gc
 import json
 import math
+import os
+import random
 import re
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -47,6 +51,7 @@ from cosmos3_lab.request import Cosmos3T2VRequest
 PROMPT = '../../a [red]ball[/red] <b>bounces</b>\n"twice" | rm -rf ~'
 ASK = {"negative_prompt": "blurry", "num_frames": 5, "height": 32, "width": 48, "fps": 16.0, "num_inference_steps": 4}
 QUICK = ASK | {"num_frames": 1, "num_inference_steps": 2}
+MUTATIONS = int(os.environ.get("COSMOS3_MUTATIONS", "25"))
 WHOLE = ["contact_sheet.png", "latents.safetensors", "manifest.json", "video.mp4"]
 OLD = Path(__file__).parent / "old_run_v1"
 
@@ -379,7 +384,7 @@ DAMAGES = {
     "later": (lambda m: json.dumps(m | {"version": 99}), "has version 99, and this package reads up to 1"),
     "status": (lambda m: json.dumps(m | {"status": "lost"}), "status 'lost'"),
     "elsewhere": (lambda m: json.dumps(m | {"video": "../../x.mp4"}), "without a folder"),
-    "no video": (lambda m: json.dumps(m | {"video": None}), "names no video"),
+    "no video": (lambda m: json.dumps(m | {"video": None}), "has video None, expected"),
     "no ids": (lambda m: json.dumps(m | {"texts": {}}), "does not describe a run"),
     "other ids": (
         lambda m: json.dumps(m | {"texts": m["texts"] | {"ids": [1, 10**6]}}),
@@ -614,3 +619,37 @@ def test_memory_of_a_gpu_is_free_after_running_out_of_it(tiny_folder):
             run(models, height=8192, width=8192, num_frames=4001)
         assert torch.cuda.memory_allocated() == before
         assert run(models).output.frames.shape == (5, 32, 48, 3)
+
+
+def places(value, path=()):
+    """Every place in nested JSON, from the top down."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_mutated_manifests_are_one_error_or_none(tiny, tmp_path, stopped_folder):
+    """Nothing is written outside of the folder, and nothing but ValueError comes out (or what checks types under pytest)."""
+    folder = shutil.copytree(stopped_folder, tmp_path / "run")
+    whole, dice, ended = json.loads((folder / "manifest.json").read_text()), random.Random(0), Counter()
+    everywhere = [path for path in places(whole) if "ids" not in path[:2] and "negative_ids" not in path[:2]]
+    for _ in range(MUTATIONS):
+        m, (*path, last) = json.loads(json.dumps(whole)), dice.choice(everywhere)
+        at = m
+        for key in path:
+            at = at[key]
+        at[last] = dice.choice([None, -1, 7, 0.5, "x", "../x.mp4", [], {}, [[1]], True])
+        shutil.rmtree(folder)
+        shutil.copytree(stopped_folder, folder)
+        (folder / "manifest.json").write_text(json.dumps(m))
+        try:
+            go_on(tiny, folder, should_stop=lambda record: True)
+            ended["went on"] += 1
+        except ValueError:
+            ended["refused"] += 1
+        except TypeCheckError:
+            ended["refused by the type checks"] += 1
+        assert names(tmp_path) == ["run"]
+    print(f"\n{MUTATIONS} mutated manifests: {dict(ended)}")
+    assert min(ended["went on"], ended["refused"]) > 0
