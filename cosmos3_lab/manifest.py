@@ -16,7 +16,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -146,8 +146,8 @@ def inputs_manifest(inputs: DenoiseInputs) -> dict[str, Any]:
         "timesteps": schedule.timesteps.tolist(),
         "preset": asdict(inputs.preset),
     }
-    settings = {name: plain(getattr(request, name)) for name in REQUEST_FIELDS}
-    return {"request": settings | {"guidance_scale": plain(inputs.guidance_scale)}, "solver": solver}
+    settings = {name: getattr(request, name) for name in REQUEST_FIELDS}
+    return {"request": {name: plain(asdict(v) if is_dataclass(v) else v) for name, v in settings.items()}, "solver": solver}
 
 
 def ids_manifest(request: Cosmos3T2VRequest) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def out_of_memory_words(
     """
     media, sound = configs.media, request.sound_frames is not None
     frames, height, width = latent_to_pixel_shape(request.video_shape, temporal=media.temporal, spatial=media.spatial)
-    guided = needs_uncond(request.guidance_scale, (request.preset or get_preset(configs.defaults.preset)).skip_guidance)
+    w, preset = request.guidance_scale, request.preset or get_preset(configs.defaults.preset)
+    guided = not isinstance(w, int | float) or needs_uncond(w, preset.skip_guidance)
     texts = (request.text_ids.shape[1], *([request.neg_text_ids.shape[1]] if guided else []))
     plan = plan_run(
         configs,
