@@ -188,7 +188,7 @@ class Run:
             records = run.records if self.keep == "none" else (*run.records, record.keep(self.keep))
             run = replace(run, state=state, latents=state.latents, records=records, timings=dict(timer.seconds))
             self.result = run
-            if run.stopped and self._save_is_due():
+            if not run.stopped or self._save_is_due():
                 self.save()
             yield record
 
