@@ -9,9 +9,7 @@ BIN := $(VENV)/bin
 # The checkpoint in the package, whatever the user's environment names.
 demo: $(VENV)/installed
 	COSMOS3_CHECKPOINT= $(BIN)/cosmos3-lab generate "a red circle bounces on a blue background; low thuds" --sound \
-		--device cpu --out outputs/demo
-	@echo
-	@echo "Play $(CURDIR)/outputs/demo/video_with_sound.mp4"
+		--device cpu --out $(CURDIR)/outputs/demo
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest

@@ -17,8 +17,8 @@ import torch
 from measuring import GIB, Results, host_memory, peak_gpu
 
 from cosmos3_lab import Cosmos3TokenizedPrompt, load_cosmos3, make_request, read_mp4, run_request
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
+from cosmos3_lab.run import INFERENCE_PARTS, PHASES
 
 
 class HostPeak:

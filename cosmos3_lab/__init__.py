@@ -70,7 +70,10 @@ from cosmos3_lab.video_vae import decode_video, encode_video, iter_decode_video
 from cosmos3_lab.sound_avae import decode_sound, encode_sound
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4, show_video, to_uint8_frames
 from cosmos3_lab.prepare import make_processor, prepare_request
-from cosmos3_lab.generate import Generation, decode_latents, generate, run_request
+from cosmos3_lab.decode import decode_latents
+from cosmos3_lab.run import Generation
+from cosmos3_lab.generate import generate, run_request
+from cosmos3_lab.replay import Replay, replay
 from cosmos3_lab.passes import Activation, Pass, Recording
 from cosmos3_lab.probe import activation_names, patch, record
 from cosmos3_lab.attention_maps import LayerAttention, attention_rows, layer_attention, record_attention

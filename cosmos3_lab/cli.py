@@ -1,11 +1,14 @@
-"""`cosmos3-lab generate | plan | inspect | doctor`: PhyAI's script, what a run needs, and looks at a checkpoint and a machine."""
+"""`cosmos3-lab generate | replay | plan | inspect | doctor`: PhyAI's script, the same run again, what a run needs, two looks."""
 
+import os
 import shlex
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -13,17 +16,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cosmos3_lab.captions import resolve_negative_prompt
-from cosmos3_lab.checkpoint import load_cosmos3
+from cosmos3_lab.bundle import Bundle
+from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
 from cosmos3_lab.costs import NANO_TEXT_TOKENS, nano_configs, parse_size
 from cosmos3_lab.doctor import examine, findings_table, verdict
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, run_request
+from cosmos3_lab.generate import resume_run, run_request
 from cosmos3_lab.inspection import inspect_checkpoint
+from cosmos3_lab.interruption import Terminated, terminable
 from cosmos3_lab.plan import count_text_tokens, plan_run
 from cosmos3_lab.plan_table import plan_tables
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import get_preset, resolve_schedule
+from cosmos3_lab.replay import replay
+from cosmos3_lab.run import INFERENCE_PARTS, PHASES, Generation, start_timer
 from cosmos3_lab.settings import read_configs, resolve_folder
 from cosmos3_lab.speed import read_rates
 
@@ -43,6 +49,16 @@ KARRAS = {"auto": None, "true": True, "false": False, None: "preset"}
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 # Text rather than a Path, which could not tell the folder ./pico from the name pico.
 CHECKPOINT = {"help": "Checkpoint folder; default: pico, which is in this package.", "envvar": "COSMOS3_CHECKPOINT"}
+
+
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DTYPE = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights.")]
+PLACEMENT = Annotated[Literal["auto", "resident", "split"], typer.Option(help="Of the two towers.")]
+QUANTIZE = Annotated[
+    Literal["int8", "fp8"] | None, typer.Option(help="Round the layers to 8 bits: half the memory, another result.")
+]
+# What may be given with --resume; all else is the run's own.
+WITH_RESUME = ("resume", "checkpoint", "device", "dtype", "placement", "quantize", "save_every")
 
 
 @app.command()
@@ -67,42 +83,52 @@ def generate(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="native, phyai or diffusers; Nano: native.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 42,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights.")] = "auto",
-    placement: Annotated[Literal["auto", "resident", "split"], typer.Option(help="Of the two towers.")] = "auto",
-    quantize: Annotated[
-        Literal["int8", "fp8"] | None, typer.Option(help="Round the layers to 8 bits: half the memory, another result.")
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    placement: PLACEMENT = "auto",
+    quantize: QUANTIZE = None,
+    out: Annotated[Path, typer.Option(help="Where the run gets a folder of its own, run_001 and so on.")] = Path("outputs"),
+    private: Annotated[bool, typer.Option("--private", help="Keep prompt and machine out of manifest and mp4.")] = False,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between saves of the state; default: as often as costs 1 % of the run.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the mp4.")] = Path("outputs"),
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder, with its settings.")
+    ] = None,
 ) -> None:
     """Generate a video, or with --sound a video with sound.
 
     What is not given comes from the checkpoint's cosmos3_lab.json, and from Nano's defaults where it has none.
     """
+    given = dict(locals())
     with _one_line_errors():
+        if resume is not None:
+            _check_only_resumed(given)
+            with _load_for(resume, checkpoint, device, dtype, placement, quantize) as models:
+                _report(resume_run(models, resume, save_every=save_every))
+            return
         # Everything that can be wrong with the arguments is found before gigabytes are read.
         configs = read_configs(resolve_folder(checkpoint), with_sound=sound)
         prompt = _one_prompt(words, prompt, configs.defaults.example_prompts)
         recipe, begin = get_preset(configs.defaults.preset if preset is None else preset), time.perf_counter()
-        request = prepare_request(
-            configs,
-            prompt,
-            negative_prompt=negative_prompt,
-            with_sound=sound,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            preset=recipe,
-        )
+        asked = {
+            "negative_prompt": negative_prompt,
+            "with_sound": sound,
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "fps": fps,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+        }
+        request = prepare_request(configs, prompt, preset=recipe, **asked)
+        karras = KARRAS[use_karras_sigmas]
         schedule = resolve_schedule(
             request.num_inference_steps,
             preset=recipe,
             flow_shift=flow_shift,
-            use_karras_sigmas=KARRAS[use_karras_sigmas],
+            use_karras_sigmas=karras,
             scheduler_config=configs.scheduler,
             default_flow_shift=configs.defaults.flow_shift,
         )
@@ -112,29 +138,40 @@ def generate(
         options = {"device": device, "dtype": DTYPES[dtype], "placement": placement, "quantize": quantize}
         with load_cosmos3(configs.folder, load_sound=sound, **options) as models:
             console.print(escape(repr(models)), highlight=False, soft_wrap=True)
-            name = "video_with_sound.mp4" if sound else "video.mp4"
-            result = run_request(models, request, schedule=schedule, out=out, name=name)
-    m = result.manifest
-    negative = "not needed"
-    if m["negative_text_tokens"] is not None:
-        source = resolve_negative_prompt(negative_prompt, recipe.negative_default, configs.folder).source
-        negative = f"{source}, {m['negative_text_tokens']} tokens"
-    shift = "" if m["flow_shift"] is None else f" (shift {m['flow_shift']:g})"
-    console.print(
-        f"{m['num_frames']} frames {m['height']}x{m['width']} at {m['fps']:g} fps, {m['num_inference_steps']} steps, "
-        f"guidance {m['guidance_scale']:g}, {m['schedule']}{shift}, preset {m['preset']}, seed {m['seed']}, "
-        f"{m['text_tokens']} prompt tokens; negative prompt: {negative}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    table = Table("phase", "seconds", title="Timings")
-    timings = {**result.timings, "preprocess": preprocess}
-    for phase in PHASES:
-        table.add_row(phase, f"{timings[phase]:.2f}")
-        for part in INFERENCE_PARTS if phase == "inference" else ():
-            table.add_row(f"  {part}", f"{timings[part]:.2f}")
-    console.print(table)
-    console.print(f"{escape(repr(result.output))}\nsaved {escape(str(result.path))}", highlight=False, soft_wrap=True)
+            timer = start_timer(models)
+            timer.seconds["preprocess"] = preprocess
+            asked |= {"prompt": prompt, "preset": preset, "flow_shift": flow_shift, "use_karras_sigmas": karras}
+            result = run_request(
+                models,
+                request,
+                schedule=schedule,
+                out=out,
+                name="video_with_sound.mp4" if sound else "video.mp4",
+                save_every=save_every,
+                private=private,
+                requested=asked,
+                timer=timer,
+            )
+            _report(result)
+
+
+@app.command("replay")
+def replay_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as outputs/run_001.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint folder; default: the run's.", envvar=CHECKPOINT["envvar"])
+    ] = None,
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    placement: PLACEMENT = "auto",
+    quantize: QUANTIZE = None,
+) -> None:
+    """Repeat a run and say whether its latents come out the same; exit code 1 if they are different. Writes nothing."""
+    with _one_line_errors(), _load_for(run, checkpoint, device, dtype, placement, quantize) as models:
+        repeated = replay(run, models)
+    console.print(f"{escape(str(run))}: {escape(repr(repeated))}", highlight=False, soft_wrap=True)
+    if repeated.verdict == "different":
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -227,20 +264,85 @@ def _one_prompt(words: str | None, prompt: str | None, examples: tuple[str, ...]
     return prompt if words is None else words
 
 
+def _check_only_resumed(given: Mapping[str, Any]) -> None:
+    for name, parameter in signature(generate).parameters.items():
+        if name not in WITH_RESUME and given[name] != parameter.default:
+            flag = "PROMPT" if name == "words" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"got {flag} with --resume; the run goes on with its own settings, leave it out")
+
+
+def _load_for(run: Path, checkpoint: str | None, device: str, dtype: str, placement: str, quantize: str | None) -> Cosmos3Models:
+    """The models of a run, as it had them where nothing else is asked for; its checkpoint goes before the environment's.
+
+    Args:
+        run: its folder.
+        checkpoint, device, dtype, placement, quantize: the flags.
+    """
+    record = Bundle(run).read_manifest()
+    settings, machine = record["effective"], record["machine"] or {}
+    wanted = settings.get("dtype") if dtype == "auto" else dtype
+    if wanted not in DTYPES:
+        raise ValueError(f"{run} was made in {wanted!r}, expected {' or '.join(DTYPES)}")
+    models = load_cosmos3(
+        machine.get("checkpoint_folder", checkpoint) if checkpoint == os.environ.get(CHECKPOINT["envvar"]) else checkpoint,
+        device=device,
+        dtype=DTYPES[wanted],
+        load_sound=settings.get("sound_frames") is not None,
+        placement=placement,
+        quantize=quantize or settings.get("quantized"),
+    )
+    console.print(escape(repr(models)), highlight=False, soft_wrap=True)
+    return models
+
+
+def _report(result: Generation) -> None:
+    """Settings, times, and where the clip is."""
+    m = result.manifest
+    negative = "not needed"
+    if m["negative_text_tokens"] is not None:
+        negative = f"{m.get('negative_prompt_source', 'private')}, {m['negative_text_tokens']} tokens"
+    shift = "" if m["flow_shift"] is None else f" (shift {m['flow_shift']:g})"
+    console.print(
+        f"{m['num_frames']} frames {m['height']}x{m['width']} at {m['fps']:g} fps, {m['num_inference_steps']} steps, "
+        f"guidance {m['guidance_scale']:g}, {m['schedule']}{shift}, preset {m['preset']}, seed {m['seed']}, "
+        f"{m['text_tokens']} prompt tokens; negative prompt: {negative}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("phase", "seconds", title="Timings")
+    for phase in PHASES:
+        table.add_row(phase, f"{result.timings[phase]:.2f}")
+        for part in INFERENCE_PARTS if phase == "inference" else ():
+            table.add_row(f"  {part}", f"{result.timings[part]:.2f}")
+    console.print(table)
+    console.print(f"{escape(repr(result.output))}\nsaved {escape(str(result.path))}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn the package's own errors into one line and exit code 2; anything else is a bug and keeps its traceback."""
+    """Turn the package's own errors into one line and exit code 2; anything else is a bug and keeps its traceback.
+
+    What ends the program from outside gets its line and the usual exit code, 128 and the signal's number.
+    """
     try:
-        yield
+        with terminable():
+            yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
+        _fail("interrupted" + _notes(error), code=128 + number)
     except torch.OutOfMemoryError as error:
-        _fail(f"out of GPU memory; try --placement split, fewer --num-frames or a smaller size ({error})")
+        _fail(f"out of GPU memory while loading; try --placement split, and close other programs that use the GPU ({error})")
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-        _fail(str(error))
+        _fail(str(error) + _notes(error))
 
 
-def _fail(message: str) -> None:
+def _notes(error: BaseException) -> str:
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+
+
+def _fail(message: str, *, code: int = 2) -> None:
     Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2) from None
+    raise typer.Exit(code) from None
 
 
 def main() -> None:

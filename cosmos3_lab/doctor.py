@@ -26,8 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
+from cosmos3_lab.decode import decode_latents
 from cosmos3_lab.denoise import denoise_step, prepare_denoise
-from cosmos3_lab.generate import decode_latents
 from cosmos3_lab.inspection import inspect_checkpoint
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4, save_mp4
 from cosmos3_lab.memory import GIB

@@ -1,91 +1,42 @@
 """The whole story in one call: prompt to mp4, with a progress bar, an early stop and the time of every phase.
 
 `generate` is `prepare_request` -> `run_request`; `run_request` (PhyAI's `engine.step`) is
-`prepare_denoise` -> `denoise` -> `decode_latents`. Whoever wants to change something calls those instead.
+`prepare_denoise` -> `denoise` -> `decode_latents`, with a folder that the run can be continued and repeated from (`run.py`).
+Whoever wants to change something calls those instead.
+
+Read next: `replay.py`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from cosmos3_lab.captions import resolve_negative_prompt
+from cosmos3_lab.branch import load_state
+from cosmos3_lab.bundle import Bundle, check_video_name, read_noise
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, prepare_denoise
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.guidance_scale import Guidance, GuidanceScale, guidance_settings
+from cosmos3_lab.guidance_scale import Guidance, GuidanceScale
 from cosmos3_lab.latents import Latents
-from cosmos3_lab.media import Cosmos3GenerationOutput, open_mp4, to_uint8_frames
+from cosmos3_lab.manifest import prompt_manifest, read_inputs, run_manifest
+from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.request import Cosmos3T2VRequest
+from cosmos3_lab.run import TEXTS, Generation, Run, start_bundle, start_timer
 from cosmos3_lab.schedule import Schedule, ScheduleName
-from cosmos3_lab.showing import Shown
-from cosmos3_lab.sizes import latent_to_pixel_shape
 from cosmos3_lab.solvers import Solver, SolverName
-from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.timing import PhaseTimer
-from cosmos3_lab.video_vae import iter_decode_video
-
-# Choices of a preset that were made when the request was, in case it is then run with another preset.
-PROMPT_CHOICES = (
-    "system_prompt",
-    "system_prompt_image",
-    "metadata",
-    "negative_metadata",
-    "negative_default",
-    "sound_rounding",
-)
-PHASES = ("model_load", "preprocess", "inference", "to_cpu", "encode")
-INFERENCE_PARTS = ("condition", "denoise", "decode")
-
-
-@dataclass(frozen=True, eq=False)
-class Generation(Shown):
-    """What a run gave.
-
-    Attributes:
-        output: frames and waveform; None where the run was stopped early.
-        latents: the last ones, clean unless the run was stopped early.
-        records: one per step, with what `keep` asked for.
-        timings: seconds of PhyAI's phases `model_load, preprocess, inference, to_cpu, encode` (phases that did not happen are
-            0; model_load is that of the models, also in their later runs; encode is what the mp4 takes after the last frame), and
-            of `condition` (encoding the prompts), `denoise` and `decode` within inference.
-        inputs, state: to look at, continue (`denoise`) or fork.
-        manifest: the effective settings, as plain values.
-        path: of the mp4, None where none was written.
-    """
-
-    output: Cosmos3GenerationOutput | None
-    latents: Latents
-    records: tuple[StepRecord, ...]
-    timings: dict[str, float]
-    inputs: DenoiseInputs
-    state: DenoiseState
-    manifest: dict[str, Any]
-    path: Path | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the run was stopped before the schedule's end."""
-        return self.state.step_index < self.inputs.schedule.num_steps
-
-    def __repr__(self) -> str:
-        result = f"stopped before step {self.state.step_index}" if self.stopped else repr(self.output)
-        return f"Generation({result}, {sum(self.timings[p] for p in PHASES[1:]):.1f} s, path={self.path})"
 
 
 def generate(
     models: Cosmos3Models,
-    prompt: str,
+    prompt: str | None = None,
     *,
     negative_prompt: str | None = None,
     with_sound: bool = False,
@@ -107,6 +58,9 @@ def generate(
     progress: bool = True,
     out: str | Path | None = None,
     name: str = "video.mp4",
+    save_every: int | None = None,
+    private: bool = False,
+    resume: str | Path | None = None,
 ) -> Generation:
     """Prompt to video, or to video with sound.
 
@@ -123,15 +77,30 @@ def generate(
         should_stop: called with every step's full record; True ends the run there, with the latents kept and nothing decoded.
         keep: what the records hold: "none", "summary" (numbers), "x0" or "full" (every tensor of every step, on the CPU).
         progress: whether to show a tqdm bar.
-        out: folder for the mp4; None writes none.
+        out: folder in which the run gets a folder of its own, `run_001`, `run_002`, ...: the mp4, the latents, a contact sheet,
+            and a manifest to go on from and to repeat it by (`bundle.py`). None writes nothing.
         name: of the mp4.
+        save_every: steps between two saves of the state; None as often as costs a hundredth of the run. A run that is interrupted
+            is saved in any case.
+        private: leaves texts, token ids and the machine out of the manifest, and tags out of the mp4. The ids are there until
+            the run is finished, so that it can go on; then it cannot be repeated from its folder.
+        resume: folder of a run that did not end: it goes on with its own settings, bit for bit as if nothing had happened.
 
     Raises:
         ValueError: an argument cannot work; says what was given, what is allowed and what to try.
-        OSError: the mp4 cannot be written.
+        OSError: a file cannot be written.
         FloatingPointError: the latents became infinite or not a number.
+        MemoryError: it did not fit; says what was needed and what would fit.
     """
-    timer = PhaseTimer()
+    given = dict(locals())
+    if resume is not None:
+        other = [key for key, default in DEFAULTS.items() if key not in HOW and given[key] != default]
+        if other:
+            raise ValueError(f"got {other[0]} together with resume; the run goes on with its own settings, leave it out")
+        return resume_run(models, resume, should_stop=should_stop, keep=keep, progress=progress, save_every=save_every)
+    if prompt is None:
+        raise ValueError("got no prompt; describe the video, or name a run to go on with (resume=)")
+    timer = start_timer(models)
     preset = get_preset(models.defaults.preset if preset is None else preset)
     if isinstance(schedule, Schedule) and num_inference_steps is None:
         num_inference_steps = schedule.num_steps
@@ -151,7 +120,7 @@ def generate(
             noise=noise,
             preset=preset,
         )
-    result = run_request(
+    return run_request(
         models,
         request,
         preset=preset,
@@ -164,9 +133,17 @@ def generate(
         progress=progress,
         out=out,
         name=name,
+        save_every=save_every,
+        private=private,
+        requested={key: given[key] for key in RUN_SETTINGS},
+        timer=timer,
     )
-    manifest = {**prompt_manifest(models, result.inputs, prompt, negative_prompt), **result.manifest}
-    return replace(result, manifest=manifest, timings={**result.timings, **timer.seconds})
+
+
+# Settings of a run, in the order of `generate`, and how it is to be done, which may change when it goes on.
+DEFAULTS = {name: parameter.default for name, parameter in signature(generate).parameters.items()}
+HOW = ("models", "should_stop", "keep", "progress", "save_every", "resume")
+RUN_SETTINGS = tuple(name for name in DEFAULTS if name not in (*HOW, "out", "name", "private"))
 
 
 def run_request(
@@ -183,189 +160,150 @@ def run_request(
     progress: bool = True,
     out: str | Path | None = None,
     name: str = "video.mp4",
+    save_every: int | None = None,
+    private: bool = False,
+    requested: Mapping[str, Any] | None = None,
+    timer: PhaseTimer | None = None,
 ) -> Generation:
-    """A request to a finished clip: PhyAI's `engine.step(request)`.
-
-    Arguments and errors as in `generate`; the prompt is already in the request.
-    """
-    check_choice("keep", keep, Keep)
-    if Path(name).suffix != ".mp4" or Path(name).name != name:
-        raise ValueError(f"got name {name!r}, expected a file name that ends in .mp4, without a folder")
-    if out is not None:
-        check_writable(out)  # before the hours of work, not after
-    timer = start_timer(models)
-    with timer("inference"):
-        with timer("condition"):
-            inputs, state = prepare_denoise(
-                models,
-                request,
-                preset=preset,
-                schedule=schedule,
-                flow_shift=flow_shift,
-                use_karras_sigmas=use_karras_sigmas,
-                solver=solver,
-            )
-        with timer("denoise"):
-            state, records = _run_steps(models, inputs, state, should_stop, keep, progress)
-    output, path = None, None
-    if state.step_index == inputs.schedule.num_steps:  # else `should_stop` ended the run: keep the latents, decode nothing
-        path = None if out is None else Path(out) / name
-        output = decode_latents(models, state.latents, fps=request.fps, mp4=path, timer=timer)
-    return Generation(output, state.latents, records, timer.seconds, inputs, state, run_manifest(models, inputs), path)
-
-
-def start_timer(models: Cosmos3Models) -> PhaseTimer:
-    """A timer of a run's phases and parts, all of them at 0 but the loading of the models.
+    """A request to a finished clip: PhyAI's `engine.step(request)`. Errors as in `generate`.
 
     Args:
         models: from `load_cosmos3`.
+        request: from `prepare_request`, or written by hand; the prompt is already in it.
+        preset, schedule, flow_shift, use_karras_sigmas, solver: see `prepare_denoise`.
+        should_stop, keep, progress, out, name, save_every, private: see `generate`.
+        requested: for the manifest, the settings as they were asked for, with "prompt" and "negative_prompt".
+        timer: goes on counting; None begins to.
     """
-    zero = dict.fromkeys((*PHASES, *INFERENCE_PARTS), 0.0)
-    return PhaseTimer(models.device, seconds=zero | {"model_load": models.load_seconds})
+    check_video_name(name)
+    check_choice("keep", keep, Keep)
+    _check_save_every(save_every)
+    if out is not None:
+        check_writable(out)  # before the hours of work, not after
+    timer = timer or start_timer(models)
+    recipe = {"preset": preset, "schedule": schedule, "flow_shift": flow_shift}
+    recipe |= {"use_karras_sigmas": use_karras_sigmas, "solver": solver}
+
+    def whole_run() -> Generation:  # its tensors are not in the frame that an error goes out through
+        inputs, state = _prepare(models, request, timer, **recipe)
+        manifest = run_manifest(models, inputs)
+        if requested is not None:
+            manifest = prompt_manifest(models, inputs, requested["prompt"], requested["negative_prompt"]) | manifest
+        folder = {}
+        if out is not None:
+            about = {"manifest": manifest, "requested": requested, "name": name, "private": private}
+            folder = start_bundle(out, models, inputs, state, **about)
+        run = Run(models, inputs, state, manifest=manifest, timer=timer, keep=keep, save_every=save_every, **folder)
+        return _drive(run, should_stop, progress)
+
+    with freeing_memory(models, request):
+        return whole_run()
 
 
-def decode_latents(
+def resume_run(
     models: Cosmos3Models,
-    latents: Latents,
+    folder: str | Path,
     *,
-    fps: float,
-    mp4: str | Path | None = None,
-    on_chunk: Callable[[int], None] | None = None,
-    timer: PhaseTimer | None = None,
-) -> Cosmos3GenerationOutput:
-    """Clean latents to frames and waveform on the CPU, chunk by chunk.
+    should_stop: Callable[[StepRecord], bool] | None = None,
+    keep: Keep = "summary",
+    progress: bool = True,
+    save_every: int | None = None,
+) -> Generation:
+    """Go on with a run that did not end. Stages that were done are not done again, but for encoding the prompts.
 
     Args:
-        models: from `load_cosmos3`; in split placement both towers leave the device first.
-        latents: the result of denoising, or any x0 on the way.
-        fps: frames a second.
-        mp4: a file to write as well, while later frames are still being decoded; None writes none.
-        on_chunk: called with the number of frames decoded so far; what it raises ends the decoding.
-        timer: counts "inference" with "decode" in it, "to_cpu", and as "encode" what the mp4 takes after the last frame.
+        models: of the same checkpoint, dtype and quantization; device and placement may be others.
+        folder: of the run.
+        should_stop, keep, progress, save_every: see `generate`.
 
     Raises:
-        ValueError: the models were closed, or loaded without sound; a name that is not an mp4's.
-        OSError: the mp4 cannot be written.
-        FloatingPointError: pixels or samples are infinite or not numbers.
+        ValueError: it is finished, another process works on it, or the models are not those that it began with.
     """
-    if latents.sound is not None and models.avae is None:
-        raise ValueError("got latents with sound, but the models were loaded without it; load with load_sound=True")
-    timer = timer or PhaseTimer(models.device)
-    media, sound = models.media, {"waveform": None, "sample_rate": None}
-    shape = latent_to_pixel_shape(tuple(latents.video.shape[2:]), temporal=media.temporal, spatial=media.spatial)
-    with timer("inference"), timer("decode"):
-        models.place("decode")
-        if latents.sound is not None:
-            waveform = decode_sound(models.avae, latents.sound)[0]
-            _check_finite(waveform, "sound")
-            sound = {"waveform": np.asarray(waveform.cpu()), "sample_rate": media.sampling_rate}
-    frames, done = np.empty((*shape, 3), np.uint8), 0
-    with ExitStack() as file:
-        write = None if mp4 is None else file.enter_context(open_mp4(mp4, shape, fps=fps, **sound))
-        for levels in _iter_frames(models, latents, timer):
-            piece = frames[done : done + len(levels)]
-            with timer("to_cpu"):
-                torch.from_numpy(piece).copy_(levels)
-            done += len(piece)
-            if write is not None:
-                write(piece)
-            if on_chunk is not None:
-                on_chunk(done)
-        if mp4 is not None:
-            with timer("encode"):
-                file.close()
-    return Cosmos3GenerationOutput(frames, fps, **sound)
+    check_choice("keep", keep, Keep)
+    _check_save_every(save_every)
+    bundle, timer = Bundle(Path(folder)), start_timer(models)
+    record = bundle.read_manifest()
+    if record["status"] == "finished":
+        raise ValueError(f"{bundle.path} is finished: its clip is {bundle.path / record['video']}; replay repeats a run")
+    request, schedule, preset = bundle_inputs(bundle, record, models)
+    timer.seconds |= {phase: record["timings"].get(phase, 0.0) for phase in timer.seconds if phase != "model_load"}
+
+    def rest_of_run() -> Generation:
+        inputs, state = _prepare(models, request, timer, preset=preset, schedule=schedule)
+        file, saved = bundle.latents if bundle.latents.exists() else bundle.state, None
+        if record["status"] != "denoising" or file.exists():  # a crash may have come before the first save
+            state = load_state(file, inputs)
+            saved = state.step_index
+        manifest = {key: record["texts"][key] for key in TEXTS if key in record["texts"]} | run_manifest(models, inputs)
+        run = Run(
+            models,
+            inputs,
+            state,
+            manifest=manifest,
+            timer=timer,
+            keep=keep,
+            save_every=save_every,
+            bundle=bundle,
+            record=record,
+            saved=saved,
+        )
+        return _drive(run, should_stop, progress)
+
+    with freeing_memory(models, request):
+        return rest_of_run()
 
 
-def _iter_frames(models: Cosmos3Models, latents: Latents, timer: PhaseTimer) -> Iterator[UInt8[Tensor, "n height width 3"]]:
-    """Chunks of 8-bit frames on the device; only making them is counted."""
-    chunks = iter_decode_video(models.vae, latents.video)
-    while True:
-        with timer("inference"), timer("decode"):
-            pixels = next(chunks, None)
-            if pixels is None:
-                return
-            _check_finite(pixels, "video")
-            levels = to_uint8_frames(pixels)
-        yield levels
+def bundle_inputs(bundle: Bundle, record: Mapping[str, Any], models: Cosmos3Models) -> tuple[Cosmos3T2VRequest, Schedule, Preset]:
+    """The request, schedule and recipe of a run's folder, for `prepare_denoise`.
+
+    Args:
+        bundle: of the run.
+        record: its manifest.
+        models: that are to do it.
+
+    Raises:
+        ValueError: the folder does not say enough, or its token ids are not of this checkpoint.
+    """
+    if record.get("texts") is None:
+        raise ValueError(f"{bundle.path} is private: it does not have the token ids that the run could be repeated with")
+    try:
+        request, schedule, preset = read_inputs(record, read_noise(bundle.noise))
+    except ValueError as error:
+        raise ValueError(f"{bundle.path}: {error}") from error
+    least, most = torch.cat([request.text_ids, request.neg_text_ids], 1).aminmax()
+    if least < 0 or most >= models.config.vocab_size:
+        raise ValueError(f"{bundle.path} has token ids that {models.defaults.name} does not know; load the run's own checkpoint")
+    return request, schedule, preset
 
 
-def _run_steps(
+def _prepare(
     models: Cosmos3Models,
-    inputs: DenoiseInputs,
-    state: DenoiseState,
-    should_stop: Callable[[StepRecord], bool] | None,
-    keep: Keep,
-    progress: bool,
-) -> tuple[DenoiseState, tuple[StepRecord, ...]]:
-    records = []
-    frames, height, width = _pixel_shape(models, inputs.request)
-    size = f"{frames} frames {height}x{width}"
-    with tqdm(total=inputs.schedule.num_steps, desc=size, unit="step", disable=not progress) as bar:
-        for after, record in denoise(models.transformer, inputs, state):
-            state = after
-            if keep != "none":
-                records.append(record.keep(keep))
-            bar.set_postfix(sigma=f"{record.sigma:.3f}")
-            bar.update()
-            if should_stop is not None and should_stop(record):
-                break
-    return state, tuple(records)
+    request: Cosmos3T2VRequest,
+    timer: PhaseTimer,
+    **recipe: Any,  # noqa: ANN401  (of prepare_denoise)
+) -> tuple[DenoiseInputs, DenoiseState]:
+    with timer("inference"), timer("condition"):
+        return prepare_denoise(models, request, **recipe)
 
 
-def _check_finite(values: Tensor, kind: str) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise FloatingPointError(f"the decoded {kind} is not finite; the weights are damaged, or the numbers outgrew the dtype")
+def _drive(run: Run, should_stop: Callable[[StepRecord], bool] | None, progress: bool) -> Generation:
+    """Take the run's steps to the end, or to where `should_stop` ends it: then keep the latents, and decode nothing."""
+    state, settings = run.result.state, run.result.manifest
+    size = f"{settings['num_frames']} frames {settings['height']}x{settings['width']}"
+    steps = settings["num_inference_steps"]
+    with run.kept():
+        with tqdm(total=steps, initial=state.step_index, desc=size, unit="step", disable=not progress) as bar:
+            for record in run.steps():
+                bar.set_postfix(sigma=f"{record.sigma:.3f}")
+                bar.update()
+                if should_stop is not None and should_stop(record):
+                    break
+        if run.result.stopped:
+            run.pause()
+            return run.result
+        return run.finish()
 
 
-def prompt_manifest(
-    models: Cosmos3Models, inputs: DenoiseInputs, prompt: str, negative_prompt: str | None
-) -> dict[str, str | None]:
-    """The texts of a run; the negative prompt is None where guidance needed none.
-
-    Args:
-        models, inputs: of the run.
-        prompt, negative_prompt: as given to `generate`.
-    """
-    texts = {"prompt": prompt, "negative_prompt": None, "negative_prompt_source": None}
-    if inputs.uncond is not None:
-        negative = resolve_negative_prompt(negative_prompt, inputs.preset.negative_default, models.folder)
-        texts |= {"negative_prompt": negative.text, "negative_prompt_source": negative.source}
-    return texts
-
-
-def run_manifest(models: Cosmos3Models, inputs: DenoiseInputs) -> dict[str, Any]:
-    """The effective settings of a run as plain values, without its texts.
-
-    Args:
-        models, inputs: of the run.
-    """
-    request = inputs.request
-    frames, height, width = _pixel_shape(models, request)
-    return {
-        "checkpoint": models.defaults.name,
-        "fingerprint": models.fingerprint,
-        "num_frames": frames,
-        "height": height,
-        "width": width,
-        "fps": request.fps,
-        "sound_frames": request.sound_frames,
-        "text_tokens": request.text_ids.shape[1],
-        "negative_text_tokens": request.neg_text_ids.shape[1] if inputs.uncond is not None else None,
-        "num_inference_steps": inputs.schedule.num_steps,
-        **guidance_settings(inputs.guidance),
-        "schedule": inputs.schedule.name,
-        "flow_shift": inputs.schedule.flow_shift,
-        "preset": inputs.preset.name,
-        "choices": asdict(inputs.preset) | {name: getattr(request.preset or inputs.preset, name) for name in PROMPT_CHOICES},
-        "seed": request.seed if request.noise is None else None,
-        "dtype": str(models.transformer.dtype).removeprefix("torch."),
-        "device": str(models.device),
-        "placement": models.placement,
-        "quantized": models.quantized,
-    }
-
-
-def _pixel_shape(models: Cosmos3Models, request: Cosmos3T2VRequest) -> tuple[int, int, int]:
-    media = models.media
-    return latent_to_pixel_shape(request.video_shape, temporal=media.temporal, spatial=media.spatial)
+def _check_save_every(save_every: int | None) -> None:
+    if save_every is not None and save_every < 1:
+        raise ValueError(f"got save_every {save_every}, expected at least 1, or None")

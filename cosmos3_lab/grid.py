@@ -29,9 +29,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.decode import decode_latents
 from cosmos3_lab.denoise import Encode, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable, replacing
-from cosmos3_lab.generate import decode_latents
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4
 from cosmos3_lab.plain import read_json, to_plain

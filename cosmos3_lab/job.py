@@ -6,31 +6,30 @@
     job.resume()    # goes on from there, bit for bit
     job.join()
 
-The worker calls the functions that `generate` calls, in the same order: prepare_request, prepare_denoise, denoise_step,
-decode_latents, save_mp4. `result` is a frozen record that is replaced as a whole, so whoever reads it never sees half a step.
+The worker drives a `Run` as `generate` does, so a run that was stopped can be gone on with here or, from its folder, elsewhere.
+`result` is a frozen record that is replaced as a whole, so whoever reads it never sees half a step.
 
 Read next: `panel.py`, which puts buttons on it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread, current_thread
 from typing import Any, Literal
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.denoise import Keep, StepRecord, denoise, prepare_denoise
+from cosmos3_lab.denoise import Keep, StepRecord, prepare_denoise
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.generate import Generation, decode_latents, prompt_manifest, run_manifest, start_timer
-from cosmos3_lab.media import save_mp4
+from cosmos3_lab.manifest import prompt_manifest, run_manifest
+from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset
+from cosmos3_lab.request import Cosmos3T2VRequest
+from cosmos3_lab.run import Generation, Run, start_bundle, start_timer
 from cosmos3_lab.timing import PhaseTimer
 
-Phase = Literal["idle", "preparing", "denoising", "decoding", "saving"]
+Phase = Literal["idle", "preparing", "denoising", "decoding"]
 
 
 class Job:
@@ -38,8 +37,6 @@ class Job:
 
     Attributes:
         phase: what the worker does now; "idle" where there is none.
-        result: the run as far as it got, None before the first; `result.output` is None until it is decoded. A run that could
-            not begin leaves the result of the one before.
         error: what ended the last run, None where nothing did; `raise job.error` shows where it came from.
     """
 
@@ -57,14 +54,20 @@ class Job:
         check_choice("keep", keep, Keep)
         self.models, self.keep, self.on_change = models, keep, on_change
         self.phase: Phase = "idle"
-        self.result: Generation | None = None
         self.error: Exception | None = None
-        self._out: Path | None = None
-        self._timer: PhaseTimer | None = None  # of the run in `result`, over all its stops
+        self._run: Run | None = None
         self._stop = Event()
         self._thread: Thread | None = None
 
     # ------------------------------------------------------------------------------------------------------ control
+
+    @property
+    def result(self) -> Generation | None:
+        """The run as far as it got, None before the first; `result.output` is None until it is decoded.
+
+        A run that could not begin leaves the result of the one before.
+        """
+        return None if self._run is None else self._run.result
 
     @property
     def running(self) -> bool:
@@ -86,7 +89,7 @@ class Job:
 
         Args:
             prompt: see `generate`.
-            out: folder for the mp4, which gets a name that is still free there.
+            out: folder in which the run gets a folder of its own; see `generate`.
             preset: see `generate`.
             options: of `prepare_request`.
 
@@ -126,7 +129,7 @@ class Job:
         """Stop, wait for the worker, and let go of the result."""
         self.stop()
         self.join()
-        self.result = self.error = None  # an error's traceback holds the tensors of its run
+        self._run = self.error = None  # an error's traceback holds the tensors of its run
 
     # ------------------------------------------------------------------------------------------------------- worker
 
@@ -144,8 +147,9 @@ class Job:
         try:
             self._tell()
             begin()
-            self._denoise()
-            self._finish()
+            with freeing_memory(self.models, self.result.inputs.request), self._run.kept():
+                self._denoise()
+                self._finish()
         except _Stopped:
             pass  # the result has what was computed
         except Exception as error:
@@ -161,47 +165,32 @@ class Job:
         timer = start_timer(self.models)
         with timer("preprocess"):
             request = prepare_request(self.models, prompt, preset=preset, **options)
+        with freeing_memory(self.models, request):
+            self._run = self._prepare(request, timer, out, prompt, {"preset": preset, **options})
+
+    def _prepare(self, request: Cosmos3T2VRequest, timer: PhaseTimer, out: Path, prompt: str, requested: dict[str, Any]) -> Run:
         with timer("inference"), timer("condition"):
-            inputs, state = prepare_denoise(self.models, request, preset=preset)
-        manifest = prompt_manifest(self.models, inputs, prompt, options.get("negative_prompt"))
+            inputs, state = prepare_denoise(self.models, request, preset=requested["preset"])
+        manifest = prompt_manifest(self.models, inputs, prompt, requested.get("negative_prompt"))
         manifest |= run_manifest(self.models, inputs)
-        self.result = Generation(None, state.latents, (), dict(timer.seconds), inputs, state, manifest)
-        self._out, self._timer = out, timer
+        about = {"manifest": manifest, "requested": requested, "name": "video.mp4", "private": False}
+        folder = start_bundle(out, self.models, inputs, state, **about)
+        return Run(self.models, inputs, state, manifest=manifest, timer=timer, keep=self.keep, **folder)
 
     def _denoise(self) -> None:
-        run, timer = self.result, self._timer
-        if run.stopped:
+        if self.result.stopped:
             self._enter("denoising")
-            with timer("inference"), timer("condition"):  # a run that goes on may have to fetch the tower
-                self.models.place("gen")
-        steps = denoise(self.models.transformer, run.inputs, run.state)
+        steps = self._run.steps()
         while True:
             self._check_stop()
-            with timer("inference"), timer("denoise"):
-                step = next(steps, None)
-            if step is None:
-                break
-            state, record = step
-            records = run.records if self.keep == "none" else (*run.records, record.keep(self.keep))
-            run = replace(run, state=state, latents=state.latents, records=records, timings=dict(timer.seconds))
-            self.result = run
+            record = next(steps, None)
+            if record is None:
+                return
             self._tell(record)
 
     def _finish(self) -> None:
-        timer, fps = self._timer, self.result.inputs.request.fps
-        if self.result.output is None:
-            self._enter("decoding")
-            try:
-                output = decode_latents(
-                    self.models, self.result.latents, fps=fps, on_chunk=lambda _: self._check_stop(), timer=timer
-                )
-            finally:  # also the time of what a stop throws away
-                self.result = replace(self.result, timings=dict(timer.seconds))
-            self.result = replace(self.result, output=output)
-        self._enter("saving")
-        with free_name(self._out) as path, timer("encode"):
-            save_mp4(self.result.output, path)
-        self.result = replace(self.result, path=path, timings=dict(timer.seconds))
+        self._enter("decoding")
+        self._run.finish(on_chunk=lambda _: self._check_stop())
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
@@ -218,37 +207,3 @@ class Job:
 
 class _Stopped(Exception):  # noqa: N818  (nothing went wrong)
     """Unwinds the worker where it is."""
-
-
-@contextmanager
-def free_name(folder: Path, *, stem: str = "clip") -> Iterator[Path]:
-    """The first of `clip_001.mp4`, `clip_002.mp4`, ... that is neither there nor held by another run, held for the block.
-
-    A hidden file beside it holds the name, whose exclusive creation is one move for the system; after a crash it stays, and its
-    number is left out.
-
-    Args:
-        folder: may not exist yet.
-        stem: of the name.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        path = folder / f"{stem}_{number:03}.mp4"
-        claim = folder / f".{path.name}.held"
-        if path.exists() or not _created(claim):
-            continue
-        try:
-            if not path.exists():  # whoever held it a moment ago may have written it
-                yield path
-                return
-        finally:
-            claim.unlink(missing_ok=True)
-
-
-def _created(path: Path) -> bool:
-    """Whether the file is new, and made here."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True

@@ -4,7 +4,7 @@ Source of the encoding settings (h264, yuv420p, crf 18, AAC): PhyAI's `Cosmos3Ge
 """
 
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +94,7 @@ def open_mp4(
     waveform: Float32[np.ndarray, "channels samples"] | None = None,
     sample_rate: int | None = None,
     crf: int = 18,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[UInt8[np.ndarray, "frames height width 3"]], None]]:
     """An mp4 whose frames come piece by piece, and are encoded in a thread while the next ones are made.
 
@@ -109,6 +110,7 @@ def open_mp4(
         fps: frames a second.
         waveform, sample_rate: the sound, None for a silent clip.
         crf: see `save_mp4`.
+        tags: metadata for players to show, such as "title" and "comment"; None writes none.
 
     Raises:
         ValueError, OSError: see `save_mp4`; also where fewer or more frames came than `shape` says.
@@ -122,6 +124,7 @@ def open_mp4(
     written, pieces = 0, []
     with replacing(path) as temporary, av.open(str(temporary), "w") as container:
         rate = Fraction(fps).limit_denominator(10000)
+        container.metadata.update(tags or {})
         video = container.add_stream("h264", rate=rate)
         video.width, video.height, video.pix_fmt, video.options = width, height, "yuv420p", {"crf": str(crf)}
         if waveform is not None:

@@ -54,7 +54,8 @@ def generation_panel(models: Cosmos3Models, *, out: str | Path = "outputs", keep
 
     Args:
         models: from `load_cosmos3`.
-        out: folder for the mp4s: `clip_001.mp4`, `clip_002.mp4`, ...
+        out: folder in which every run gets one of its own, `run_001`, `run_002`, ..., with its mp4 (see `bundle.py`). A run that
+            was stopped can be gone on with from there another day: `generate(models, resume=panel.result.bundle)`.
         keep: what the records hold; see `generate`.
 
     Returns:

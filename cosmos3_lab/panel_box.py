@@ -15,7 +15,6 @@ from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatText, HBox, IntPro
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseState, Keep, StepRecord
-from cosmos3_lab.generate import PHASES, Generation
 from cosmos3_lab.job import Job
 from cosmos3_lab.lessons import describe_starting_size
 from cosmos3_lab.panel_pictures import (
@@ -31,6 +30,7 @@ from cosmos3_lab.panel_pictures import (
 )
 from cosmos3_lab.presets import PRESETS
 from cosmos3_lab.preview import LatentPreview, latent_preview
+from cosmos3_lab.run import PHASES, Generation
 from cosmos3_lab.sound_avae import decode_sound
 from cosmos3_lab.widget_box import LabBox
 from cosmos3_lab.widget_parts import row
@@ -39,8 +39,7 @@ LOOK_SHARE = 0.05  # of the run's time that may go into looking at it
 DOING = {
     "idle": "Ready",
     "preparing": "Encoding the prompts",
-    "decoding": "Decoding",
-    "saving": "Writing the mp4",
+    "decoding": "Decoding, and writing the mp4",
     "stopping": "Stopping",
 }
 FIELD_WIDTH = "172px"  # four stand side by side beside an open file browser
@@ -168,7 +167,7 @@ class GenerationPanel(LabBox):
     def _paint_now(self) -> None:
         job, run = self.job, self.job.result
         self.run.disabled, self.resume.disabled = job.running, not job.can_resume
-        self.stop.disabled = job.stopping or job.phase in ("idle", "saving")
+        self.stop.disabled = job.stopping or job.phase == "idle"
         for button, style in ((self.run, "primary"), (self.stop, "warning")):
             button.button_style = "" if button.disabled else style
         if run is not None and job.phase != "preparing":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES, Generation
 from cosmos3_lab.guidance import GuidedVelocity
 from cosmos3_lab.guidance_scale import scale_words
 from cosmos3_lab.latents import Latents
@@ -19,6 +18,7 @@ from cosmos3_lab.records import guidance_saving
 from cosmos3_lab.repr_html import Plain, TensorRow, field_table, image, number_table, page, tensor_table, text_block, unfold
 from cosmos3_lab.repr_pictures import clip_picture, latents_picture, schedule_picture
 from cosmos3_lab.repr_start import latents_rows
+from cosmos3_lab.run import INFERENCE_PARTS, PHASES, Generation
 from cosmos3_lab.unipc import UniPCState
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def generation_page(generation: Generation) -> str:
         ("state", generation.state, "to continue or fork"),
         ("manifest", Plain(f"{len(generation.manifest)} settings"), "as they took effect; unfold below"),
         ("path", generation.path and Plain(str(generation.path)), "of the mp4"),
+        ("bundle", generation.bundle and Plain(str(generation.bundle)), "folder of the run, to go on from or to repeat it by"),
         ("stopped", generation.stopped, "before the schedule's end"),
     ]
     parts = [text_block(str(generation.manifest["prompt"]), name="prompt")] if generation.manifest.get("prompt") else []

@@ -13,7 +13,6 @@ from typing import Any
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
-from cosmos3_lab.generate import Generation
 from cosmos3_lab.guidance import GuidedVelocity
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.media import Cosmos3GenerationOutput
@@ -29,6 +28,7 @@ from cosmos3_lab.repr_run import (
 )
 from cosmos3_lab.repr_start import condition_page, latents_page, models_page, prompt_page, request_page, schedule_page
 from cosmos3_lab.request import Cosmos3T2VRequest
+from cosmos3_lab.run import Generation
 from cosmos3_lab.schedule import Schedule
 from cosmos3_lab.transformer import Cosmos3Condition
 from cosmos3_lab.unipc import UniPCState

@@ -26,9 +26,9 @@ from cosmos3_lab.figure_style import (
     symmetric_limit,
     with_shape,
 )
-from cosmos3_lab.generate import INFERENCE_PARTS, PHASES
 from cosmos3_lab.preview import LatentPreview
 from cosmos3_lab.prompt import TokenRow
+from cosmos3_lab.run import INFERENCE_PARTS, PHASES
 from cosmos3_lab.schedule import Schedule, add_noise, log_snr
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from jaxtyping import Float
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
 from cosmos3_lab.files import check_writable, replacing
-from cosmos3_lab.generate import run_manifest
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.manifest import run_manifest
 from cosmos3_lab.media import wav_bytes
 from cosmos3_lab.plain import from_plain, read_json, to_plain
 from cosmos3_lab.preview import LatentPreview, latent_preview

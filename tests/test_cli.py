@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from cosmos3_lab import read_mp4
 from cosmos3_lab.checkpoint import Defaults
 from cosmos3_lab.cli import app
-from cosmos3_lab.generate import PHASES
+from cosmos3_lab.run import PHASES
 from cosmos3_lab.settings import PICO
 
 SMALL = ["--num-frames", "1", "--height", "32", "--width", "32", "--steps", "2", "--negative-prompt", "blurry", "--device", "cpu"]
+KEPT = ["contact_sheet.png", "latents.safetensors", "manifest.json"]
 QUICK = ["--prompt", "a red ball", *SMALL]
 
 
@@ -92,18 +93,18 @@ def test_generate_with_every_flag(tiny_folder, tmp_path):
     assert "torch.bfloat16, cpu, split" in printed
     line = "5 frames 32x48 at 12 fps, 3 steps, guidance 2, phyai-flow (shift 5), preset phyai, seed 7,"
     assert line in " ".join(printed.split())
-    clip = read_mp4(tmp_path / "made" / "video_with_sound.mp4")
+    clip = read_mp4(tmp_path / "made" / "run_001" / "video_with_sound.mp4")
     assert clip.frames.shape == (5, 32, 48, 3)
     assert (clip.fps, clip.sample_rate) == (12.0, 48000)
-    assert mp4s(tmp_path / "made") == ["video_with_sound.mp4"]
+    assert mp4s(tmp_path / "made") == [*KEPT, "video_with_sound.mp4"]
 
 
 def test_generate_prints_every_phase_and_the_path(tiny_folder, tmp_path):
     printed = succeeded("generate", "--checkpoint", tiny_folder, *QUICK, "--out", tmp_path / "out")
     for phase in (*PHASES, "denoise", "decode"):
         assert re.search(rf"\b{phase}\b\W+\d+\.\d\d", printed), phase
-    assert f"saved {tmp_path / 'out' / 'video.mp4'}" in printed
-    assert mp4s(tmp_path / "out") == ["video.mp4"]
+    assert f"saved {tmp_path / 'out' / 'run_001' / 'video.mp4'}" in printed
+    assert mp4s(tmp_path / "out") == [*KEPT, "video.mp4"]
 
 
 def test_defaults_come_from_the_checkpoint(folder):
@@ -112,7 +113,7 @@ def test_defaults_come_from_the_checkpoint(folder):
     (folder / "cosmos3_lab.json").write_text(json.dumps(lab))
     printed = " ".join(succeeded("generate", "a ball", "--checkpoint", folder, "--device", "cpu").split())
     assert "5 frames 48x32 at 12 fps, 2 steps, guidance 1.5, phyai-flow (shift 4), preset phyai, seed 42" in printed
-    assert read_mp4("outputs/video.mp4").frames.shape == (5, 48, 32, 3)
+    assert read_mp4("outputs/run_001/video.mp4").frames.shape == (5, 48, 32, 3)
 
 
 def test_the_checkpoint_may_come_from_the_environment(tiny_folder, monkeypatch):

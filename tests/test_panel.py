@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cosmos3_lab import generate, panel_box, read_mp4
-from cosmos3_lab import job as job_module
-from cosmos3_lab.job import Job, free_name
+from cosmos3_lab import run as run_module
+from cosmos3_lab.job import Job
 from cosmos3_lab.panel import PanelNote, generation_panel
 from cosmos3_lab.panel_box import GenerationPanel
 from cosmos3_lab.panel_pictures import spectrogram_html
@@ -57,7 +57,7 @@ def gate(monkeypatch):
 class Gate:
     def __init__(self, monkeypatch):
         self.begun, self.free = threading.Semaphore(0), threading.Semaphore(0)
-        plain = job_module.denoise
+        plain = run_module.denoise
 
         def denoise(*args, **kwargs):
             steps = plain(*args, **kwargs)
@@ -70,7 +70,7 @@ class Gate:
                     return
                 yield step
 
-        monkeypatch.setattr(job_module, "denoise", denoise)
+        monkeypatch.setattr(run_module, "denoise", denoise)
 
     def wait(self):
         """Until a step is under way."""
@@ -145,7 +145,7 @@ def test_stop_ends_the_decoding_too_and_resume_decodes(tiny, tmp_path):
     # a step and the first chunk are told about
     assert [p for i, p in enumerate(phases) if i == 0 or p != phases[i - 1]] == [
         *("preparing", "denoising", "decoding", "idle"),
-        *("preparing", "decoding", "saving", "idle"),
+        *("preparing", "decoding", "idle"),
     ]
 
 
@@ -206,73 +206,27 @@ def test_whoever_looks_on_cannot_kill_the_worker(tiny, tmp_path):
     assert job.error is None
 
 
-def test_names_do_not_replace_each_other(tmp_path):
-    with free_name(tmp_path / "new") as path:
-        assert path.name == "clip_001.mp4"
-    (tmp_path / "clip_001.mp4").touch()
-    with free_name(tmp_path) as path, free_name(tmp_path) as other:
-        assert (path.name, other.name) == ("clip_002.mp4", "clip_003.mp4")
-        assert not path.exists()  # held, not begun
-    with free_name(tmp_path) as path:  # nothing was written under it
-        assert path.name == "clip_002.mp4"
-    assert [file.name for file in tmp_path.glob("*.mp4")] == ["clip_001.mp4"]
-    assert list(tmp_path.glob(".*")) == []
-
-
-def test_a_name_is_free_again_after_an_error(tmp_path):
-    with pytest.raises(OSError, match="disk"), free_name(tmp_path):
-        raise OSError("the disk is full")
-    with free_name(tmp_path) as path:
-        assert path.name == "clip_001.mp4"
-
-
-def test_a_name_that_is_written_while_it_is_looked_at_is_not_taken_again(tmp_path, monkeypatch):
-    def late(path):  # another run finishes between the look and the hold
-        (tmp_path / "clip_001.mp4").touch()
-        return created(path)
-
-    created = job_module._created
-    monkeypatch.setattr(job_module, "_created", late)
-    with free_name(tmp_path) as path:
-        assert path.name == "clip_002.mp4"
-
-
-def test_many_at_once_get_a_name_each(tmp_path):
-    threads, rounds, names = 8, 6, []
-    together = threading.Barrier(threads)
-
-    def write():
-        for _ in range(rounds):
-            together.wait(SOON)
-            with free_name(tmp_path) as path:
-                path.write_text("")
-            names.append(path.name)
-
-    workers = [threading.Thread(target=write) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(SOON)
-    assert sorted(names) == [f"clip_{number:03}.mp4" for number in range(1, threads * rounds + 1)]
-
-
-def test_two_jobs_that_finish_at_once_write_two_clips(tiny, tmp_path, monkeypatch):
-    together = threading.Barrier(2)
-
-    def save(output, path):
-        together.wait(SOON)  # both have their names before either writes
-        return save_mp4(output, path)
-
-    save_mp4 = job_module.save_mp4
-    monkeypatch.setattr(job_module, "save_mp4", save)
+def test_two_jobs_at_once_have_a_folder_each(tiny, tmp_path):
     jobs = [Job(tiny), Job(tiny)]
     for one in jobs:
         one.start(PROMPT, out=tmp_path, **SMALL)
     assert all(one.join(SOON) for one in jobs)
-    assert sorted(one.result.path.name for one in jobs) == ["clip_001.mp4", "clip_002.mp4"]
+    assert sorted(one.result.bundle.name for one in jobs) == ["run_001", "run_002"]
     assert all(read_mp4(one.result.path).frames.shape == (5, 48, 64, 3) for one in jobs)
     for one in jobs:
         one.close()
+
+
+def test_a_stopped_job_can_be_gone_on_with_from_its_folder(job, tiny, gate):
+    job.start(PROMPT, out=job.out, **SMALL)
+    gate.wait()
+    job.stop()
+    gate.open()
+    assert job.join(SOON)
+    assert job.result.state.step_index == 1
+    result = generate(tiny, resume=job.result.bundle, progress=False)
+    assert equal(result.latents, generate(tiny, PROMPT, progress=False, **SMALL).latents)
+    assert result.manifest == job.result.manifest
 
 
 # ------------------------------------------------------------------------------------------------------------ times
@@ -353,7 +307,7 @@ def test_run_shows_the_clip_and_keeps_the_result(panel, tiny):
     panel.run.click()
     assert panel.job.join(SOON)
     assert buttons(panel) == ["Run"]
-    assert re.fullmatch(r"Done in [\d.]+ s: .*clip_001\.mp4", said(panel))
+    assert re.fullmatch(r"Done in [\d.]+ s: .*run_001/video\.mp4", said(panel))
     assert (panel.bar.value, panel.bar.max) == (4, 4)
     assert panel.film.value.count("<img") == 2  # latent frames
     assert "Sound of the clip" in panel.spectrogram.value
@@ -416,7 +370,7 @@ def test_what_nobody_foresaw_is_named(panel, monkeypatch):
     def broken(*args, **kwargs):
         raise KeyError("<i>lost</i>")
 
-    monkeypatch.setattr(job_module, "decode_latents", broken)
+    monkeypatch.setattr(run_module, "decode_latents", broken)
     panel.run.click()
     assert panel.job.join(SOON)
     assert "KeyError: &#x27;&lt;i&gt;lost&lt;/i&gt;&#x27;" in panel.line.value
@@ -443,7 +397,8 @@ def test_close_ends_the_worker_and_lets_go(tiny, tmp_path, gate):
     assert panel.job.join(0.0)
     assert panel.result is None
     assert "cosmos3_lab job" not in {thread.name for thread in threading.enumerate()}
-    assert list(tmp_path.iterdir()) == []  # it was not decoded
+    kept = ["manifest.json", "state.safetensors"]  # it was not decoded, and can be gone on with
+    assert sorted(path.name for path in (tmp_path / "run_001").iterdir()) == kept
 
 
 def test_a_silent_run_has_no_sound(panel):

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from cosmos3_lab import PRESETS, read_mp4
+from cosmos3_lab import PRESETS, generate, read_mp4
 from cosmos3_lab.cli import app
 from cosmos3_lab.presets import comparison_rows
 from cosmos3_lab.settings import PICO, read_configs
@@ -38,7 +38,7 @@ def blocks(language):
 
 def test_readme_has_the_examples():
     assert len(blocks("python")) == 3
-    assert sum("cosmos3-lab generate" in b for b in blocks("bash")) == 4
+    assert sum("cosmos3-lab generate" in b for b in blocks("bash")) == 5  # the last goes on with a run
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -66,6 +66,19 @@ def test_readme_commands_run(index, tiny_folder, tmp_path, monkeypatch):
     for phase in ("model_load", "preprocess", "inference", "to_cpu", "encode"):
         assert phase in ran.output
     assert len(list((tmp_path / "outputs").rglob("*.mp4"))) == 1
+
+
+def test_readme_goes_on_with_a_run_and_repeats_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = {"num_frames": 1, "height": 32, "width": 32, "num_inference_steps": 2}
+    generate(tiny, "a ball", out="outputs", should_stop=lambda record: True, progress=False, **size)
+    (block,) = [b for b in blocks("bash") if "--resume" in b]
+    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["generate", "replay"]
+    for command in commands:
+        ran = CliRunner().invoke(app, command)
+        assert ran.exit_code == 0, ran.output
+    assert ran.stdout.endswith("outputs/run_001: latents are bit-identical\n")
 
 
 def test_readme_inspect_runs(tiny_folder):
@@ -148,13 +161,15 @@ def test_make_demo_makes_a_video_with_sound_and_says_where(tmp_path, monkeypatch
     """The Makefile's own command, with pico; only the installation before it is left out."""
     monkeypatch.chdir(tmp_path)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    variable, program, *arguments = shlex.split(re.search(r"\t(.*cosmos3-lab generate.*)", makefile)[1])
+    command = re.search(r"\t(.*cosmos3-lab generate.*)", makefile)[1].replace("$(CURDIR)", str(tmp_path))
+    variable, program, *arguments = shlex.split(command)
     assert (variable, program) == ("COSMOS3_CHECKPOINT=", "$(BIN)/cosmos3-lab")
     ran = CliRunner(env={"COSMOS3_CHECKPOINT": ""}).invoke(app, [*arguments, "--num-frames", "5", "--steps", "2"])
     assert ran.exit_code == 0, ran.output
     assert "Cosmos3Models(pico:" in ran.output
-    (said,) = re.findall(r"Play \$\(CURDIR\)/(\S+)\"", makefile)
-    assert read_mp4(tmp_path / said).sample_rate is not None
+    said = Path(ran.stdout.splitlines()[-1].removeprefix("saved "))
+    assert said == tmp_path / "outputs" / "demo" / "run_001" / "video_with_sound.mp4"
+    assert read_mp4(said).sample_rate is not None
 
 
 def test_ci_runs_make_test():

@@ -35,8 +35,8 @@ from cosmos3_lab import (
     save_state,
     sound_latent_frames,
 )
-from cosmos3_lab.generate import PHASES
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
+from cosmos3_lab.run import PHASES
 
 STEPS = 4
 CLIP = {"num_frames": 5, "height": 32, "width": 48, "fps": 16.0}
@@ -162,7 +162,8 @@ def test_the_mp4_is_the_output(av_run):
     assert back.fps == 16.0
     assert back.waveform.shape[0] == 2
     assert abs(back.waveform.shape[1] - av_run.output.waveform.shape[1]) <= 2048
-    assert files_in(av_run.path.parent) == ["video.mp4"]
+    assert av_run.path.parent == av_run.bundle
+    assert files_in(av_run.bundle) == ["contact_sheet.png", "latents.safetensors", "manifest.json", "video.mp4"]
 
 
 def test_every_phase_is_timed(tiny, av_run):
@@ -368,7 +369,7 @@ def test_a_stopped_run_keeps_its_latents_and_continues(tiny, av_run, tmp_path, s
     )
     assert stopped.stopped
     assert (stopped.output, stopped.path) == (None, None)
-    assert files_in(tmp_path) == []
+    assert files_in(tmp_path) == ["run_001/manifest.json", "run_001/state.safetensors"]
     assert len(stopped.records) == len(seen) == stopped.state.step_index == stop_after + 1
     assert all(record.velocity is not None for record in seen)  # the full record, whatever keep is
     assert same(stopped.latents, stopped.state.latents)
@@ -763,7 +764,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_the_work(tiny, tmp_pa
 
 def test_the_check_of_the_output_folder_leaves_nothing(tiny, tmp_path):
     run(tiny, out=tmp_path / "a" / "b", should_stop=lambda record: True)
-    assert files_in(tmp_path) == []
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run_001"]
 
 
 @pytest.mark.parametrize("old", [None, b"an older video"])
@@ -810,7 +811,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tiny_folder, tmp_path, part):
         getattr(models.transformer.gen, part).weight.data[0, 0] = float("nan")
         with pytest.raises(FloatingPointError, match="step 0: .*not finite"):
             generate(models, "a ball", with_sound=True, num_inference_steps=2, progress=False, out=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert files_in(tmp_path) == ["run_001/manifest.json", "run_001/state.safetensors"]
 
 
 def test_a_state_is_not_continued_with_other_media_weights(tiny, tiny_folder, tmp_path):
@@ -874,7 +875,7 @@ def test_decoded_numbers_that_are_not_finite_are_an_error(tiny_folder, tmp_path,
         last.weight.data[0, 0] = float("nan")
         with pytest.raises(FloatingPointError, match="decoded .* not finite"):
             generate(models, "a ball", with_sound=True, num_inference_steps=2, num_frames=1, progress=False, out=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert files_in(tmp_path) == ["run_001/latents.safetensors", "run_001/manifest.json"]
 
 
 def test_a_state_knows_the_config_and_the_sound_noise(tiny, tmp_path):

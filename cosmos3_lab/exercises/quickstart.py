@@ -6,7 +6,7 @@ Read next: `tokens.py`, the exercises of notebook 01.
 import numpy as np
 
 from cosmos3_lab.exercises.framework import exercise, expect
-from cosmos3_lab.generate import Generation
+from cosmos3_lab.run import Generation
 
 CLIP = (
     "prompt",
