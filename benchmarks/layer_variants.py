@@ -32,7 +32,7 @@ def plain(layer, x, text, rope):
 @contextmanager
 def kernels_of(name):
     """The package's own layer as it is written in towers.py, or as the kernels do it; attention by FlashInfer or by PyTorch."""
-    os.environ["COSMOS3_PLAIN"] = "" if "fused" in name else "1"
+    os.environ["COSMOS3_PLAIN"] = "" if "fused" in name.split() else "1"
     found = layers.has_flash_attention_3
     layers.has_flash_attention_3 = lambda q: "flashinfer" in name
     try:

@@ -34,15 +34,15 @@ def floors(sizes):
     return found
 
 
-def bars(axes, groups, rows, *, digits, relative_to="diffusers"):
+def bars(axes, groups, rows):
     """One group of bars for each size, as tall as its share of the reference, with the value written on it."""
     for place, row in enumerate(rows):
         ways = [way for way in WAYS if way in row]
         for k, way in enumerate(ways):
-            x = place + (k - (len(ways) - 1) / 2) * 0.85 / len(WAYS)
-            axes.bar(x, row[way] / row[relative_to], 0.8 / len(WAYS), color=WAYS[way][1])
-            label = f"{row[way]:.{digits}f}"
-            axes.text(x, row[way] / row[relative_to] + 0.015, label, rotation=90, ha="center", va="bottom", fontsize=8)
+            x, width = place + (k - (len(ways) - 1) / 2) * 0.85 / len(ways), 0.8 / len(ways)
+            axes.bar(x, row[way] / row["diffusers"], width, color=WAYS[way][1])
+            label = f"{row[way]:.2f}"
+            axes.text(x, row[way] / row["diffusers"] + 0.015, label, rotation=90, ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylim=(0, 1.25), yticks=[0, 0.25, 0.5, 0.75, 1.0])
 
@@ -58,18 +58,22 @@ def main():
         1, 3, figsize=(13, 4.2), width_ratios=[6, 3, 3], layout="constrained", facecolor="white"
     )
     seconds = [{w: r["median_ms"] / 1e3 for w, r in nano[f"full_step/{size}"].items()} for size in sizes]
-    bars(steps, sizes, seconds, digits=2)
+    bars(steps, sizes, seconds)
     for place, (row, floor) in enumerate(zip(seconds, floors(sizes), strict=True)):
         line = [floor / row["diffusers"]] * 2
         steps.plot(
-            [place - 0.45, place + 0.45], line, color="black", linestyle=":", label="" if place else "bf16 FLOPs at full rate"
+            [place - 0.45, place + 0.45],
+            line,
+            color="black",
+            linestyle=":",
+            label="" if place else "bf16 FLOPs at an H200's rates",
         )
     steps.set(title=f"seconds of a step on one {gpu}, relative to diffusers", ylabel="of diffusers' time")
     for label, colour in WAYS.values():
         steps.bar(0, 0, color=colour, label=label)
     steps.legend(fontsize=8, ncols=2, loc="upper right", framealpha=0.9)
     steps.set_ylim(0, 1.75)
-    bars(decoding, sizes, [{w: r["median_ms"] / 1e3 for w, r in nano[f"vae_decode/{size}"].items()} for size in sizes], digits=2)
+    bars(decoding, sizes, [{w: r["median_ms"] / 1e3 for w, r in nano[f"vae_decode/{size}"].items()} for size in sizes])
     decoding.set(title="seconds of decoding the video")
     decoding.tick_params(axis="x", labelsize=8)
     draw_memory(memory, nano, split, sizes)

@@ -8,7 +8,8 @@
     lab fp8, lab fp8 flashinfer      the same with the layers' matrices in fp8 (lossy)
     diffusers
 
-T2AV, 200 prompt tokens, 3400 negative tokens, guidance 6. Rows as in the references' measurements: `full_step/SIZE` (both
+fp8 rows are measured after UND has left the GPU, so that their peaks are lower by its 15 GiB too. T2AV, 200 prompt tokens, 3400
+negative tokens, guidance 6. Rows as in the references' measurements: `full_step/SIZE` (both
 branches, guidance, solver; ours also with its record), `encode_condition/SIZE` (both prompts), `vae_decode/SIZE`,
 `avae_decode/SIZE`. Every repetition's milliseconds are kept, and the peak of each row. diffusers runs through its pipeline's own
 call, with steps and decoders timed from its callbacks. Prints one table.
@@ -247,7 +248,7 @@ def timing(decode, milliseconds):
 
 def machine():
     query = ["nvidia-smi", "--query-gpu=name,clocks.sm,clocks.mem,power.limit,temperature.gpu", "--format=csv,noheader"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip() if torch.cuda.is_available() else "none"
     return {"gpu, clocks, power limit, temperature": gpu, "commit": commit}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cosmos3_lab.kernels import FP8, Rows8, norm_and_rotate, rms_norm, round_to_fp8, silu_times
 from cosmos3_lab.layers import MLP, MLP_TOKENS, RMSNorm, attention
-from cosmos3_lab.quantized import QuantizedLinear
+from cosmos3_lab.quantized import QuantizedLinear, multiplies_fp8
 
 
 def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any) -> Float[Tensor, "s d_model"]:  # noqa: ANN401
@@ -34,7 +34,7 @@ def fused_layer(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope
         text: `LayerKV` of the UND layer.
         rope: `Rope` of the tokens.
     """
-    x = attend(layer, x, text, rope)
+    x = attend(layer, x.contiguous(), text, rope)
     add_mlp(layer.mlp_moe_gen, x, _norm(layer.post_attention_layernorm_moe_gen, x, layer.mlp_moe_gen.gate_proj))
     return x
 
@@ -56,9 +56,9 @@ def attend(layer: nn.Module, x: Float[Tensor, "s d_model"], text: Any, rope: Any
     norm_and_rotate(q, a.norm_added_q.weight, a.norm_added_q.eps, rope.cos, rope.sin, q)
     seen = attention(q, k, v, causal=False)
     del n, q, k, v, rotated
-    if isinstance(a.to_add_out, QuantizedLinear):
-        return x + _product(a.to_add_out, round_to_fp8(seen) if _is_fp8(a.to_add_out) else seen, x.dtype)
-    return torch.addmm(x, seen, a.to_add_out.weight.T)
+    if type(a.to_add_out) is nn.Linear:
+        return torch.addmm(x, seen, a.to_add_out.weight.T)
+    return x + _product(a.to_add_out, round_to_fp8(seen) if _multiplies_fp8(a.to_add_out, x.dtype) else seen, x.dtype)
 
 
 def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model"] | Rows8) -> None:
@@ -75,15 +75,15 @@ def add_mlp(mlp: MLP, x: Float[Tensor, "s d_model"], n: Float[Tensor, "s d_model
         part = Rows8(*part) if fp8 else part
         gate, up = _product(mlp.gate_proj, part, x.dtype), _product(mlp.up_proj, part, x.dtype)
         hidden = silu_times(gate, up, fp8=fp8)
-        if isinstance(mlp.down_proj, QuantizedLinear):
-            stream += _product(mlp.down_proj, hidden, x.dtype)
-        else:
+        if type(mlp.down_proj) is nn.Linear:
             stream.addmm_(hidden, mlp.down_proj.weight.T)
+        else:
+            stream += _product(mlp.down_proj, hidden, x.dtype)
 
 
 def _norm(norm: RMSNorm, x: Tensor, following: nn.Module) -> Tensor | Rows8:
     """Normed tokens in the form in which the product that follows wants them."""
-    return rms_norm(x, norm.weight, norm.eps, fp8=_is_fp8(following))
+    return rms_norm(x, norm.weight, norm.eps, fp8=_multiplies_fp8(following, x.dtype))
 
 
 def _product(linear: nn.Linear | QuantizedLinear, x: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
@@ -91,5 +91,6 @@ def _product(linear: nn.Linear | QuantizedLinear, x: Tensor | Rows8, dtype: torc
     return linear.multiply(*x, dtype=dtype) if isinstance(x, Rows8) else linear(x)
 
 
-def _is_fp8(linear: nn.Module) -> bool:
-    return isinstance(linear, QuantizedLinear) and linear.weight.dtype == FP8
+def _multiplies_fp8(linear: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the product takes tokens in fp8. Where the GPU cannot multiply them, the layer rounds them itself."""
+    return isinstance(linear, QuantizedLinear) and linear.weight.dtype == FP8 and multiplies_fp8(linear.weight.device, dtype)

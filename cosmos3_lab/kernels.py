@@ -141,7 +141,8 @@ def _write(values, out, scale, row, at, inside, width: tl.constexpr, fp8: tl.con
     """A part of a row as it is, or a whole one in fp8: divided by a scale by which its largest number becomes `most`."""
     if fp8:
         values = values.to(tl.float32)
-        one = tl.maximum(tl.max(tl.abs(values)), 1e-12) / most
+        # Triton's max passes over NaN, which must spoil its row here as it does in a matrix product.
+        one = tl.maximum(tl.max(tl.abs(values)), 1e-12) / most + tl.sum(values * 0.0)
         tl.store(scale + row, one)
         values = tl.minimum(tl.maximum(values / one, -most), most)
     tl.store(out + row * width + at, values.to(out.dtype.element_ty), inside)

@@ -4,7 +4,6 @@ Read next: `transformer.py`, which puts them together.
 """
 
 import math
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cosmos3_lab.fusing import can_fuse
+from cosmos3_lab.fusing import can_fuse, kernels_of
 
 # Preferred first; PyTorch takes the first that supports the input.
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -98,7 +97,8 @@ def attention(
     if has_flash_attention_3(q):
         from flashinfer import single_prefill_with_kv_cache
 
-        return single_prefill_with_kv_cache(q, k, v, causal=causal, backend="fa3").flatten(-2)
+        with torch.cuda.device_of(q):
+            return single_prefill_with_kv_cache(q, k, v, causal=causal, backend="fa3").flatten(-2)
     batch = q.shape[:-3]
     q, k, v = (x.view(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v))  # b heads s d_head
     if q.dtype == torch.float32:  # the kernels that save memory in float32 do not share key/value heads themselves
@@ -115,8 +115,8 @@ def has_flash_attention_3(q: Tensor) -> bool:
     Args:
         q: queries, `[s_q, heads, d_head]`.
     """
-    fits = q.ndim == 3 and can_fuse(q) and q.dtype == torch.bfloat16 and q.shape[-1] == 128
-    return fits and torch.cuda.get_device_capability(q.device) == (9, 0) and find_spec("flashinfer") is not None
+    fits = q.ndim == 3 and q.dtype == torch.bfloat16 and q.shape[-1] == 128
+    return fits and can_fuse(q) and "flashinfer" in kernels_of(q.device)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

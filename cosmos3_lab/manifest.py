@@ -27,6 +27,7 @@ from torch import Tensor
 from cosmos3_lab.captions import resolve_negative_prompt
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs
+from cosmos3_lab.fusing import kernels_of
 from cosmos3_lab.guidance_scale import Guidance, guidance_settings
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.presets import Preset
@@ -123,6 +124,7 @@ def machine_manifest(models: Cosmos3Models) -> dict[str, Any]:
         "system": platform.system(),
         "device_name": name,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "kernels": kernels_of(device),
         "threads": torch.get_num_threads(),
         "checkpoint_folder": "pico" if models.folder == PICO else str(models.folder.absolute()),
     }

@@ -69,7 +69,7 @@ def working_room(
     """Bytes of activations of one request, `(denoise, decode)`.
 
     Denoising by the tensors that a layer has at once, in its rotary embedding or in its MLP; decoding fitted to measured
-    peaks of 480x832x49 and 720x1280x189 (of the plain decoder; the one with kernels needs a tenth less).
+    peaks of 480x832x49 and 720x1280x189.
 
     Args:
         config, vae: shapes.

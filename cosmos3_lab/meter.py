@@ -3,7 +3,7 @@
 On the meta device a tensor has a shape, a dtype and a lifetime, but no numbers. `Meter` watches every operation there: matrix
 products, attention and convolutions add to the FLOPs, and every tensor that is born or dies is an event, from which
 `CachingAllocator` finds the bytes that PyTorch's CUDA allocator would hold. So a plan follows the code by itself: whoever
-changes a layer changes its plan.
+changes a layer changes its plan. It is the plain layers that run here; their fused forms hold about the same.
 
 Read next: `costs.py`, which runs the stages of a clip under a meter.
 """

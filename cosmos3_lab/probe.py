@@ -7,7 +7,8 @@
 
 Names are module paths, which are the checkpoint's tensor names without the last part (see `towers.py`). A value is reduced in the
 hook, and the reduced value leaves the GPU when the next pass begins, so that nothing grows with the number of layers but what
-was asked for. Recording changes no result; `patch` exists to change one.
+was asked for. Recording changes no result; `patch` exists to change one. On a GPU a hook on a part of a layer makes that layer
+run plainly (`towers.py`), which differs by rounding: set `COSMOS3_PLAIN=1` for both runs where that matters.
 
 In split placement UND's layers visit the GPU as copies, which hooks do not see; GEN's are always seen.
 
@@ -104,7 +105,7 @@ def record(
     branch: Branch | None = None,
     steps: Sequence[int] | None = None,
 ) -> Iterator[Recording]:
-    """Record what modules give, reduced in the hook; results stay the same bit for bit.
+    """Record what modules give, reduced in the hook; results stay the same bit for bit (on a GPU: see the top of this file).
 
     Args:
         transformer: whose GEN tower will run (UND too, where it is resident).

@@ -44,7 +44,7 @@ class QuantizedLinear(nn.Module):
         return self.multiply(*round_rows(x.flatten(0, -2), "fp8"), dtype=x.dtype).view(*x.shape[:-1], -1)
 
     def multiply(
-        self, rows: Float[Tensor, "s d_in"], scale: Float32[Tensor, "s 1"], *, dtype: torch.dtype = torch.bfloat16
+        self, rows: Float[Tensor, "s d_in"], scale: Float32[Tensor, "s 1"], *, dtype: torch.dtype
     ) -> Float[Tensor, "s d_out"]:
         """The product with tokens that are in fp8 already.
 
@@ -52,13 +52,18 @@ class QuantizedLinear(nn.Module):
             rows, scale: from `round_rows`.
             dtype: of the result.
         """
-        if _multiplies_fp8(rows.device, dtype):
+        if multiplies_fp8(rows.device, dtype):
             return torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, out_dtype=dtype, use_fast_accum=True)
         return F.linear(rows.to(dtype), self.weight.to(dtype)) * (scale * self.scale.T).to(dtype)
 
 
-def _multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a product of fp8 matrices with a scale per row there; it gives bfloat16 alone."""
+def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a product of fp8 matrices with a scale per row there; it gives bfloat16 alone.
+
+    Args:
+        device: of the weights.
+        dtype: of the result.
+    """
     return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 9)
 
 

@@ -133,7 +133,7 @@ def _differences(
     old = record["machine"] or {}
     versions = old.get("versions", {})
     pairs += [(name, versions[name], version) for name, version in machine["versions"].items() if name in versions]
-    pairs += [(name, old[name], machine[name]) for name in ("device_name", "cuda", "system", "threads") if name in old]
+    pairs += [(name, old[name], machine[name]) for name in ("device_name", "cuda", "kernels", "system", "threads") if name in old]
     said = [f"{name} {a} then, {b} now" for name, a, b in pairs if a != b]
     if record["hashes"].get("noise") != noise:
         said.insert(0, "the noise (its hash is another)")

@@ -94,7 +94,8 @@ class Snake(nn.Module):
         if can_fuse(x):
             from cosmos3_lab.vae_kernels import snake  # imports Triton
 
-            return snake(x.contiguous(), self.alpha, self.beta)
+            with torch.cuda.device_of(x):  # Triton starts kernels on the current GPU
+                return snake(x.contiguous(), self.alpha, self.beta)
         return x + torch.sin(self.alpha.exp() * x).square() / (self.beta.exp() + 1e-9)
 
 

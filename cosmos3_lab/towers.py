@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos3_lab.configs import read_fields
-from cosmos3_lab.fusing import can_fuse
+from cosmos3_lab.fusing import can_fuse, is_watched
 from cosmos3_lab.layers import MLP, RMSNorm, TimestepEmbedder, apply_rotary, attention
 
 
@@ -196,10 +196,11 @@ class GENLayer(nn.Module):
         self.post_attention_layernorm_moe_gen = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "*b s d_model"], text: LayerKV, rope: Rope) -> Float[Tensor, "*b s d_model"]:
-        if x.ndim == 2 and can_fuse(x) and not _is_watched(self):
+        if _fuses(self, x):
             from cosmos3_lab.fused import fused_layer  # imports Triton
 
-            return fused_layer(self, x, text, rope)
+            with torch.cuda.device_of(x):  # Triton starts kernels on the current GPU
+                return fused_layer(self, x, text, rope)
         x = x + self.attend(self.input_layernorm_moe_gen(x), text, rope)
         return x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x))
 
@@ -213,9 +214,13 @@ class GENLayer(nn.Module):
         return a.to_add_out(seen)
 
 
-def _is_watched(layer: nn.Module) -> bool:
-    """Whether somebody wants to see or change what goes on inside the layer, parts of which a fused layer has not."""
-    return any(m._forward_hooks or m._forward_pre_hooks for child in layer.children() for m in child.modules())
+def _fuses(layer: "GENLayer", x: Tensor) -> bool:
+    """Whether `fused_layer` stands for the layer: one sample on a GPU, and nobody looks inside."""
+    a = layer.self_attn
+    d_head = len(a.norm_added_q.weight)
+    sizes = d_head, *(p.weight.shape[0] // d_head for p in (a.add_q_proj, a.add_k_proj))
+    powers_of_two = all(n & (n - 1) == 0 for n in sizes)  # which Triton's blocks are made of
+    return x.ndim == 2 and powers_of_two and can_fuse(x) and not is_watched(layer)
 
 
 class UNDTower(nn.Module):

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 PIECE = 16 * 2**20  # bytes that a thread copies at a time: long enough for the bus, short enough to share out one layer
 Piece = tuple[Tensor, Tensor]  # bytes on the CPU and their place on the device
-THREADS = 8  # not measured on a GPU yet; one alone copies from the page cache at up to 9 GB/s
+THREADS = 8  # 1, 4, 8, 16 give 5, 13, 18, 19 GB/s from the page cache to an H100 (benchmarks/results/split_memory.json)
 
 
 def transfer_bar(name: str, device: torch.device, nbytes: int) -> tqdm:
@@ -47,7 +47,7 @@ def to_device(
         device: where to.
         on_bytes: see `copy_tensors`.
     """
-    if all(source.device.type == device.type for source in sources):
+    if all(source.device == device for source in sources):
         return sources
     targets = [torch.empty_like(source, device=device) for source in sources]
     copy_tensors(sources, targets, on_bytes=on_bytes)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmos3_lab.fusing import can_fuse
+from cosmos3_lab.fusing import can_fuse, is_watched
 
 
 @dataclass
@@ -31,9 +31,9 @@ class CausalMemory:
     first: bool = True
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether the blocks of `fused_vae.py` stand for those here: for one clip on a GPU."""
-    return len(x) == 1 and can_fuse(x)
+def fuses(block: nn.Module, x: Tensor) -> bool:
+    """Whether the blocks of `fused_vae.py` stand for those here: for one clip on a GPU, where nobody looks inside."""
+    return len(x) == 1 and can_fuse(x) and not is_watched(block)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -87,10 +87,11 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = nn.Conv3d(channels_in, channels_out, 1)
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
-        if fuses(x):
+        if fuses(self, x):
             from cosmos3_lab.fused_vae import residual_block  # imports Triton
 
-            return residual_block(self, x, memory)
+            with torch.cuda.device_of(x):  # Triton starts kernels on the current GPU
+                return residual_block(self, x, memory)
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         x = self.conv1(F.silu(self.norm1(x)), memory)
         return shortcut + self.conv2(F.silu(self.norm2(x)), memory)
@@ -164,10 +165,11 @@ class UpBlock(nn.Module):
             x = resnet(x, memory)
         if not hasattr(self, "upsampler"):
             return x
-        if fuses(x):
+        if fuses(self, x):
             from cosmos3_lab.fused_vae import upsample
 
-            return upsample(self, x, before, memory)
+            with torch.cuda.device_of(x):
+                return upsample(self, x, before, memory)
         return self.upsampler(x, memory) + self._shortcut(before, memory)
 
     def _shortcut(self, x: Tensor, memory: CausalMemory) -> Tensor:

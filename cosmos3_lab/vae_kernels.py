@@ -79,14 +79,14 @@ def snake(x: Float[Tensor, "b c n"], alpha: Float[Tensor, "1 c 1"], beta: Float[
         alpha, beta: on a log scale.
     """
     out, samples = torch.empty_like(x), x.shape[2]
-    grid = (triton.cdiv(samples, NUMBERS), x.shape[0] * x.shape[1])
+    grid = (x.shape[0] * x.shape[1], triton.cdiv(samples, NUMBERS))
     _snake[grid](x, alpha, beta, out, samples, x.shape[1], NUMBERS, num_warps=4)
     return out
 
 
 @jit
 def _snake(x, alpha, beta, out, samples, channels, block: tl.constexpr):
-    row, sample = tl.program_id(1), tl.program_id(0) * block + tl.arange(0, block)
+    row, sample = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
     at = row.to(tl.int64) * samples + sample
     speed = tl.exp(tl.load(alpha + row % channels).to(tl.float32))
     size = tl.exp(tl.load(beta + row % channels).to(tl.float32))

@@ -97,10 +97,11 @@ class VideoDecoder(nn.Module):
         x = self.mid_block(self.conv_in(z, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        if fuses(x):
+        if fuses(self, x):
             from cosmos3_lab.fused_vae import normed_conv  # imports Triton
 
-            return normed_conv(self.norm_out, self.conv_out, x, memory, add_own_bias=True)
+            with torch.cuda.device_of(x):  # Triton starts kernels on the current GPU
+                return normed_conv(self.norm_out, self.conv_out, x, memory, add_own_bias=True)
         return self.conv_out(F.silu(self.norm_out(x)), memory)
 
 
