@@ -142,6 +142,15 @@ def _checked_edit(latents: Latents, current: Latents) -> Latents:
     return latents.to(current.video.device, current.video.dtype)
 
 
+def without_history(state: DenoiseState) -> DenoiseState:
+    """The same samples, with nothing that a solver remembers: smaller to save, and all that counts at the end of a run.
+
+    Args:
+        state: left as it is.
+    """
+    return DenoiseState(unipc_restart(state.video), state.sound and unipc_restart(state.sound))
+
+
 def save_state(path: str | Path, inputs: DenoiseInputs, state: DenoiseState) -> Path:
     """Write a paused run to one safetensors file, complete or not at all.
 

@@ -36,9 +36,11 @@ from typing import Any, Literal, get_args
 
 from cosmos3_lab.files import check_writable, replacing
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.untrusted import CheckpointError, has_file, parse_object, read_text
 
 VERSION = 1
 FORMAT = "cosmos3_lab.run"
+LARGEST_MANIFEST = 2**24  # bytes; token ids of the longest prompts are far below
 Status = Literal["denoising", "decoding", "finished"]
 FIELDS = {  # of a manifest, as far as they are relied on without another look
     "private": bool,
@@ -107,11 +109,11 @@ class Bundle:
             ValueError: this is not the folder of a run, or one that a later version made.
         """
         try:
-            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.path} is not the folder of a run: it has no {self.manifest.name}") from error
-        except (ValueError, RecursionError, OSError) as error:
-            raise ValueError(f"{self.manifest} cannot be read: {error}") from error
+            if not has_file(self.manifest):
+                raise ValueError(f"{self.path} is not the folder of a run: it has no {self.manifest.name}")
+            manifest = parse_object(read_text(self.manifest, most=LARGEST_MANIFEST), f"{self.manifest}")
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error
         version = manifest.get("version") if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
         if type(version) is not int or version < 1:
             raise ValueError(f"{self.manifest} is not the manifest of a run")

@@ -27,11 +27,13 @@ from cosmos3_lab.interruption import Terminated, terminable
 from cosmos3_lab.plan import count_text_tokens, plan_run
 from cosmos3_lab.plan_table import plan_tables
 from cosmos3_lab.prepare import prepare_request
-from cosmos3_lab.presets import get_preset, resolve_schedule
+from cosmos3_lab.presets import get_preset, make_solver, resolve_schedule
 from cosmos3_lab.replay import replay
 from cosmos3_lab.run import INFERENCE_PARTS, PHASES, Generation, start_timer
 from cosmos3_lab.settings import read_configs, resolve_folder
+from cosmos3_lab.solvers import Solver
 from cosmos3_lab.speed import read_rates
+from cosmos3_lab.untrusted import one_line
 
 app = typer.Typer(
     name="cosmos3-lab",
@@ -169,7 +171,7 @@ def replay_command(
     """Repeat a run and say whether its latents come out the same; exit code 1 if they are different. Writes nothing."""
     with _one_line_errors(), _load_for(run, checkpoint, device, dtype, placement, quantize) as models:
         repeated = replay(run, models)
-    console.print(f"{escape(str(run))}: {escape(repr(repeated))}", highlight=False, soft_wrap=True)
+    console.print(escape(one_line(f"{run}: {repeated!r}")), highlight=False, soft_wrap=True)
     if repeated.verdict == "different":
         raise typer.Exit(1)
 
@@ -281,10 +283,13 @@ def _load_for(run: Path, checkpoint: str | None, device: str, dtype: str, placem
     record = Bundle(run).read_manifest()
     settings, machine = record["effective"], record["machine"] or {}
     wanted = settings.get("dtype") if dtype == "auto" else dtype
-    if wanted not in DTYPES:
-        raise ValueError(f"{run} was made in {wanted!r}, expected {' or '.join(DTYPES)}")
+    if not isinstance(wanted, str) or wanted not in DTYPES:
+        raise ValueError(f"{run} was made in {wanted!r:.40}, expected {' or '.join(DTYPES)}")
+    folder = machine.get("checkpoint_folder")
+    if not isinstance(folder, str | None):
+        raise ValueError(f"{run} has checkpoint_folder {folder!r:.40}, expected a path; name one with --checkpoint")
     models = load_cosmos3(
-        machine.get("checkpoint_folder", checkpoint) if checkpoint == os.environ.get(CHECKPOINT["envvar"]) else checkpoint,
+        (folder or checkpoint) if checkpoint == os.environ.get(CHECKPOINT["envvar"]) else checkpoint,
         device=device,
         dtype=DTYPES[wanted],
         load_sound=settings.get("sound_frames") is not None,
@@ -300,11 +305,13 @@ def _report(result: Generation) -> None:
     m = result.manifest
     negative = "not needed"
     if m["negative_text_tokens"] is not None:
-        negative = f"{m.get('negative_prompt_source', 'private')}, {m['negative_text_tokens']} tokens"
+        negative = escape(one_line(f"{m.get('negative_prompt_source', 'private')}, {m['negative_text_tokens']} tokens"))
+    guidance = repr(result.inputs.guidance).removeprefix("Guidance(").removesuffix(")")
+    solver = "" if (used := make_solver(result.inputs.preset)) == Solver() else f", {used}"
     shift = "" if m["flow_shift"] is None else f" (shift {m['flow_shift']:g})"
     console.print(
         f"{m['num_frames']} frames {m['height']}x{m['width']} at {m['fps']:g} fps, {m['num_inference_steps']} steps, "
-        f"guidance {m['guidance_scale']:g}, {m['schedule']}{shift}, preset {m['preset']}, seed {m['seed']}, "
+        f"guidance {guidance}, {m['schedule']}{shift}, preset {m['preset']}{solver}, seed {m['seed']}, "
         f"{m['text_tokens']} prompt tokens; negative prompt: {negative}",
         highlight=False,
         soft_wrap=True,

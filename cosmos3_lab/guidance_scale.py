@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from cosmos3_lab.configs import real_number
+from cosmos3_lab.configs import real_number, whole_number
 
 SkipGuidance = Literal["at 1", "up to 1"]
 SCALE = "a finite number of at least 0 (or a list of them, a function of (step, sigma), or a GuidanceInterval)"
@@ -49,6 +49,8 @@ class GuidanceInterval:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _number(self.scale, "guidance_scale"))
+        for name in ("low", "high"):
+            object.__setattr__(self, name, real_number(f"an interval's {name}", getattr(self, name), "a sigma from 0 to 1"))
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"got an interval of sigma from {self.low} to {self.high}, expected 0 <= low < high <= 1")
 
@@ -82,10 +84,13 @@ class Guidance:
         object.__setattr__(self, "scale", _checked(self.scale, "guidance_scale"))
         if self.sound_scale is not None:
             object.__setattr__(self, "sound_scale", _checked(self.sound_scale, "sound's guidance_scale"))
+        share = "a number from 0 (off) to 1"
+        object.__setattr__(self, "rescale", real_number("guidance rescale", self.rescale, share))
         if not 0 <= self.rescale <= 1:
-            raise ValueError(f"got guidance rescale {self.rescale}, expected a number from 0 (off) to 1")
-        if not isinstance(self.zero_steps, int) or self.zero_steps < 0:
-            raise ValueError(f"got zero_steps {self.zero_steps!r}, expected a whole number of at least 0")
+            raise ValueError(f"got guidance rescale {self.rescale}, expected {share}")
+        if not isinstance(self.optimized, bool):
+            raise ValueError(f"got optimized {self.optimized!r}, expected True or False")
+        object.__setattr__(self, "zero_steps", whole_number("zero_steps", self.zero_steps, 0))
 
     def scales_at(self, step: int) -> tuple[float, float]:
         """w of video and of sound at a step, once resolved.
@@ -202,6 +207,8 @@ def carry_guidance(guidance: Guidance, sigmas: Sequence[float], new_sigmas: Sequ
         guidance: with a number for each of `sigmas`.
         sigmas, new_sigmas: noise levels of the steps, before and after.
     """
+    if list(new_sigmas) == list(sigmas):
+        return guidance
     # The old step that was under way at this noise level; a little room, because sigmas are float32.
     at = [sum(old >= sigma - 1e-6 for old in sigmas[1:]) for sigma in new_sigmas]
     sound = None if guidance.sound_scale is None else tuple(guidance.sound_scale[i] for i in at)

@@ -30,6 +30,7 @@ from cosmos3_lab.run import Generation, Run, start_bundle, start_timer
 from cosmos3_lab.timing import PhaseTimer
 
 Phase = Literal["idle", "preparing", "denoising", "decoding"]
+RECIPE = ("schedule", "flow_shift", "use_karras_sigmas", "solver")  # choices that `prepare_denoise` makes
 
 
 class Job:
@@ -91,7 +92,7 @@ class Job:
             prompt: see `generate`.
             out: folder in which the run gets a folder of its own; see `generate`.
             preset: see `generate`.
-            options: of `prepare_request`.
+            options: of `prepare_request` and of `prepare_denoise`.
 
         Raises:
             RuntimeError: a run is under way.
@@ -164,13 +165,15 @@ class Job:
         check_writable(out)  # before the work, not after
         timer = start_timer(self.models)
         with timer("preprocess"):
-            request = prepare_request(self.models, prompt, preset=preset, **options)
+            asked = {name: value for name, value in options.items() if name not in RECIPE}
+            request = prepare_request(self.models, prompt, preset=preset, **asked)
         with freeing_memory(self.models, request):
             self._run = self._prepare(request, timer, out, prompt, {"preset": preset, **options})
 
     def _prepare(self, request: Cosmos3T2VRequest, timer: PhaseTimer, out: Path, prompt: str, requested: dict[str, Any]) -> Run:
         with timer("inference"), timer("condition"):
-            inputs, state = prepare_denoise(self.models, request, preset=requested["preset"])
+            recipe = {name: requested[name] for name in ("preset", *RECIPE) if name in requested}
+            inputs, state = prepare_denoise(self.models, request, **recipe)
         manifest = prompt_manifest(self.models, inputs, prompt, requested.get("negative_prompt"))
         manifest |= run_manifest(self.models, inputs)
         about = {"manifest": manifest, "requested": requested, "name": "video.mp4", "private": False}

@@ -148,6 +148,7 @@ def inputs_manifest(inputs: DenoiseInputs) -> dict[str, Any]:
         "sigmas": schedule.sigmas.tolist(),
         "timesteps": schedule.timesteps.tolist(),
         "preset": asdict(inputs.preset),
+        "prompt_preset": None if request.preset is None else asdict(request.preset),
     }
     settings = {name: getattr(request, name) for name in REQUEST_FIELDS}
     return {"request": {name: plain(asdict(v) if is_dataclass(v) else v) for name, v in settings.items()}, "solver": solver}
@@ -183,7 +184,7 @@ def read_inputs(manifest: Mapping[str, Any], noise: Latents | None) -> tuple[Cos
     """
     try:
         solver, settings, ids = dict(manifest["solver"]), dict(manifest["request"]), manifest["texts"]
-        preset = Preset(**solver["preset"])
+        preset, asked = Preset(**solver["preset"]), solver.get("prompt_preset")  # which old manifests do not have
         sigmas, timesteps = torch.tensor(solver["sigmas"], dtype=torch.float32), torch.tensor(solver["timesteps"])
         schedule = Schedule(sigmas, timesteps.long(), solver["name"], solver["flow_shift"])
         settings = {name: _tuples(value) for name, value in settings.items()}
@@ -195,7 +196,8 @@ def read_inputs(manifest: Mapping[str, Any], noise: Latents | None) -> tuple[Cos
             "neg_text_ids": _row(ids["negative_ids"]),
             "neg_text_mask": _row(ids["negative_mask"] or [1] * len(ids["negative_ids"])),
         }
-        return Cosmos3T2VRequest(**tokens, **settings, noise=noise), schedule, preset
+        recipe = None if asked is None else Preset(**asked)
+        return Cosmos3T2VRequest(**tokens, **settings, noise=noise, preset=recipe), schedule, preset
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"the manifest does not describe a run ({error!r})") from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cosmos3_lab.branch import fork, save_state
+from cosmos3_lab.branch import save_state, without_history
 from cosmos3_lab.bundle import FORMAT, VERSION, Bundle, check_video_name, create_bundle
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.contact_sheet import write_contact_sheet
@@ -211,7 +211,7 @@ class Run:
         if run.stopped:
             save_state(bundle.state, run.inputs, run.state)
         else:
-            save_state(bundle.latents, *fork(self.models, run.inputs, run.state, restart=True))
+            save_state(bundle.latents, run.inputs, without_history(run.state))
             self._write_record("decoding", latents=latents_hashes(run.latents))
             bundle.state.unlink(missing_ok=True)
         self._saved = run.state.step_index

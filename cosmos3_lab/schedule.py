@@ -82,6 +82,8 @@ class Schedule(Shown):
                 f"got {len(self.sigmas)} sigmas from {ends} and {len(self.timesteps)} timesteps, expected n + 1 sigmas that fall "
                 "from below 1 to exactly 0, no two alike in float32; a smaller flow shift or fewer steps keep them apart"
             )
+        if self.flow_shift is not None:  # NumPy's numbers become Python's
+            object.__setattr__(self, "flow_shift", real_number("flow_shift", self.flow_shift))
 
     @property
     def num_steps(self) -> int:

@@ -27,6 +27,8 @@ from typer.testing import CliRunner
 from cosmos3_lab import (
     PRESETS,
     Cosmos3GenerationOutput,
+    Guidance,
+    GuidanceInterval,
     Schedule,
     decode_latents,
     generate,
@@ -35,6 +37,7 @@ from cosmos3_lab import (
     prepare_request,
     read_mp4,
     replay,
+    run_request,
 )
 from cosmos3_lab import run as run_module
 from cosmos3_lab.bundle import VERSION, Bundle, create_bundle
@@ -269,6 +272,55 @@ def test_whatever_ends_a_run_leaves_what_was_done(tiny, tmp_path, monkeypatch, w
     assert names(result.bundle) == WHOLE
 
 
+OTHERS = {
+    "list": {"guidance_scale": [1.0, 3.0, 3.0, 1.0]},
+    "interval": {"guidance_scale": GuidanceInterval(3.0, low=0.3, high=0.9)},
+    "function": {"guidance_scale": lambda step, sigma: 1 + 2 * sigma},
+    "all of it": {"guidance_scale": Guidance(3.0, sound_scale=[1.0, 2.0, 1.0, 1.0], rescale=np.float64(0.5), zero_steps=1)},
+    "heun": {"guidance_scale": [2.0, 3.0, 1.0, 1.0], "solver": "heun"},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_guidance_by_steps_and_other_solvers_go_on_and_are_repeated(tiny, tmp_path, monkeypatch, name):
+    whole = run(tiny, **OTHERS[name])
+    stopped = run(tiny, out=tmp_path, should_stop=stop_after(2), **OTHERS[name])
+    with monkeypatch.context() as patched:
+        crash_in(patched, "decode_latents", Crash("ended"))
+        with pytest.raises(Crash):
+            go_on(tiny, stopped.bundle)
+    result = go_on(tiny, stopped.bundle)
+    assert same(result, whole)
+    assert replay(result.bundle, tiny, progress=False).verdict == "identical"
+
+
+def test_choices_of_the_prompt_outlast_a_stop(tiny, tmp_path):
+    request = prepare_request(tiny, "a ball", preset="diffusers", num_inference_steps=3, num_frames=5, height=32, width=32)
+    stopped = run_request(tiny, request, preset="native", out=tmp_path, should_stop=stop_after(1), progress=False)
+    assert go_on(tiny, stopped.bundle).manifest["choices"] == stopped.manifest["choices"]
+
+
+STRANGE = [
+    {"texts": {"negative_prompt_source": "[/red]"}},
+    {"machine": {"checkpoint_folder": 5}},
+    {"effective": {"dtype": [1]}},
+]
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_manifest_from_elsewhere_is_one_line_on_the_command_line(tiny, tiny_folder, tmp_path, what):
+    bundle = Bundle(run(tiny, out=tmp_path, should_stop=stop_after(1)).bundle)
+    manifest = json.loads(bundle.manifest.read_text())
+    for part, values in what.items():
+        manifest[part] |= values
+    manifest["machine"]["versions"]["torch"] = "\x1b]0;title"
+    bundle.manifest.write_text(json.dumps(manifest))
+    for command in (["replay", str(bundle.path)], ["generate", "--resume", str(bundle.path)]):
+        done = CliRunner().invoke(app, [*command, "--checkpoint", str(tiny_folder), "--device", "cpu"])
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        assert "\x1b]0" not in done.output
+
+
 def test_an_interrupt_during_a_step_keeps_the_steps_before(tiny, tmp_path):
     def interrupt(record):
         if record.index == 2:
@@ -378,9 +430,9 @@ def test_another_checkpoint_does_not_go_on_with_it(tiny, tmp_path):
 
 DAMAGES = {
     "no manifest": (lambda m: None, "is not the folder of a run"),
-    "not JSON": (lambda m: "{", "cannot be read"),
-    "deep": (lambda m: "[" * 100_000, "cannot be read"),
-    "a list": (lambda m: "[]", "is not the manifest of a run"),
+    "not JSON": (lambda m: "{", "is not JSON"),
+    "deep": (lambda m: "[" * 100_000, "is not JSON"),
+    "a list": (lambda m: "[]", "is not a JSON object"),
     "foreign": (lambda m: json.dumps(m | {"format": "x"}), "is not the manifest of a run"),
     "later": (lambda m: json.dumps(m | {"version": 99}), "has version 99, and this package reads up to 1"),
     "status": (lambda m: json.dumps(m | {"status": "lost"}), "status 'lost'"),

@@ -107,7 +107,7 @@ def test_the_path_is_the_folder():
     path = README.split("## The path")[1].split("\n## ")[0]
     linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", path)
     assert linked == sorted(file.name for file in FOLDER.glob("[0-9]*.ipynb"))
-    assert [row[0] for row in cells(path)] == [f"{number:02}" for number in range(13)]
+    assert [row[0] for row in cells(path)] == [f"{number:02}" for number in range(14)]
     for coming in re.findall(r"`(\d\d_\w+)` \|", path):
         assert not (FOLDER / f"{coming}.ipynb").exists(), "it is here: link it"
 

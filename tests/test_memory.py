@@ -104,7 +104,8 @@ def test_a_run_has_one_part_away_at_a_time(split, monkeypatch):
     monkeypatch.setattr(Movable, "visit", watched_visit)
     monkeypatch.setattr(Movable, "go_home", watched_go_home)
     generate(split, "a ball bounces", with_sound=True, progress=False, **CLIP)
-    assert visits == [(kind, 1) for kind in (UNDLayer, UNDLayer, UNDLayer, GENTower, nn.ModuleList)]
+    # GEN is asked for once more when the steps begin, as they may after a pause; that copies nothing.
+    assert visits == [(kind, 1) for kind in (UNDLayer, UNDLayer, UNDLayer, GENTower, GENTower, nn.ModuleList)]
 
 
 def test_memory_is_handed_back_before_the_next_weights_come(split, monkeypatch):
