@@ -160,7 +160,7 @@ def test_after_running_out_of_memory_everything_is_let_go(pico, tree, prepared, 
     held = []
 
     def fill(transformer, inputs, state, *, stop=None):
-        held.extend(map(weakref.ref, (inputs.cond, state.video.sample) if grow == "branch_off" else (state,)))
+        held.extend(map(weakref.ref, (state, inputs.cond) if grow == "branch_off" else (state,)))  # else the caller has inputs
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     ways = {
