@@ -65,7 +65,7 @@ def plot_tree(
                 _add_picture(ax, _place(root, branch, step), lane, _middle(preview, clean), look["color"])
         _add_end(ax, branch, xs[-1], lane, preview, (frames or {}).get(branch.name), count, look["color"])
         words = {"color": STYLE["ink"], "fontsize": STYLE["text_size"], "parse_math": False, "va": "bottom", "zorder": 4}
-        room = round(LETTERS * (1 - xs[0] / length))
+        room = max(len(branch.name) + 1, round(LETTERS * (xs[-1] - xs[0]) / length))
         ax.annotate(
             _label(branch, room), (xs[0], lane), (4 * (branch.parent is not None), 20), textcoords="offset points", **words
         )

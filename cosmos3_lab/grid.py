@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -32,10 +32,14 @@ from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.decode import decode_latents
 from cosmos3_lab.denoise import Encode, denoise, prepare_denoise
 from cosmos3_lab.files import check_writable, replacing
+from cosmos3_lab.guidance_scale import resolve_guidance
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.manifest import plain
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4
-from cosmos3_lab.plain import read_json, to_plain
+from cosmos3_lab.out_of_memory import freeing_memory
+from cosmos3_lab.plain import in_words, read_json, to_plain
 from cosmos3_lab.prepare import prepare_request
+from cosmos3_lab.presets import get_preset, resolve_schedule, with_solver
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.reuse import encode_once
 from cosmos3_lab.schedule import Schedule
@@ -150,6 +154,7 @@ def fill_grid(
     Raises:
         ValueError: an unknown setting, one given twice, axes that change the size of the clips, or values that cannot work.
         OSError: a file cannot be written.
+        MemoryError: a cell did not fit; says what was needed and what would fit. Finished cells are kept.
     """
     folder = Path(folder)
     axes, common = (_labelled(rows), _labelled(columns or {"": {}})), {"prompt": prompt} | settings
@@ -165,12 +170,16 @@ def fill_grid(
     check_writable(folder)
     _write_grid(folder, axes, seeds, {place: plan.key for place, plan in plans.items()})
     encode = encode_once()
-    for place, plan in tqdm(plans.items(), desc="cells", unit="cell", disable=not progress):
-        cell = _read_cell(folder, place, plan.key)
-        if cell is None:
-            _make_cell(models, plan, folder / CELLS / plan.key, encode, score)
-        elif score is not None and not cell.scores:
-            _write_cell(cell.folder, cell.settings, _scored(score, cell.clip()), cell.seconds)
+    try:
+        for place, plan in tqdm(plans.items(), desc="cells", unit="cell", disable=not progress):
+            cell = _read_cell(folder, place, plan.key)
+            if cell is None:
+                with freeing_memory(models, plan.request):
+                    _make_cell(models, plan, folder / CELLS / plan.key, encode, score)
+            elif score is not None and not cell.scores:
+                _write_cell(cell.folder, cell.settings, _scored(score, cell.clip()), cell.seconds)
+    finally:
+        del encode  # it holds the texts' K/V, and an error would keep it alive with this frame
     return open_grid(folder)
 
 
@@ -201,7 +210,7 @@ def open_grid(folder: str | Path) -> CompareGrid:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """A cell to be: its request, the arguments of `prepare_denoise`, and both as plain values with their name on disk."""
+    """A cell to be: its request, the arguments of `prepare_denoise`, all settings as plain values, and its name on disk."""
 
     request: Cosmos3T2VRequest
     options: Mapping[str, Any]
@@ -215,9 +224,15 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
         found = dict(axis)
     elif len(axis) == 1 and len(next(iter(axis.values()))) > 0:
         ((name, values),) = axis.items()
-        found = {f"{name} {_short(value)}": {name: value} for value in values}
-        if len(found) < len(values):
-            raise ValueError(f"got the values {list(values)} of {name}, expected no two with the same label")
+        values = [_python(value) for value in values]
+        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        if twice:
+            raise ValueError(f"got the value {in_words(twice[0])} of {name} twice, expected no two that are equal")
+        found = {}
+        for value in values:
+            label = f"{name} {in_words(value)}"
+            same = sum(label == other or other.startswith(f"{label} #") for other in found)
+            found[f"{label} #{same + 1}" if same else label] = {name: value}
     else:
         raise ValueError(f"got {dict(axis)}, expected one setting with its values, or labels with the settings of each")
     names = {name for changes in found.values() for name in changes}
@@ -227,16 +242,16 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _short(value: Any) -> str:  # noqa: ANN401
-    text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))
-    return text if len(text) <= 40 else f"{text[:39]}…"
-
-
 def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     twice = sorted(set(first) & set(second))
     if twice:
         raise ValueError(f"got {', '.join(twice)} in rows and in columns, expected each setting on one axis only")
-    return {**common, **first, **second}
+    return {name: _python(value) for name, value in {**common, **first, **second}.items()}
+
+
+def _python(value: Any) -> Any:  # noqa: ANN401
+    """Numbers of NumPy become Python's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _plan(models: Cosmos3Models, given: dict[str, Any], seed: int) -> _Plan:
@@ -247,23 +262,31 @@ def _plan(models: Cosmos3Models, given: dict[str, Any], seed: int) -> _Plan:
     if isinstance(given.get("schedule"), Schedule):
         given = {"num_inference_steps": given["schedule"].num_steps} | given
     request = prepare_request(models, **{name: value for name, value in given.items() if name in names[0]}, seed=seed)
-    given = given | {"seed": seed}
+    options = {name: value for name, value in given.items() if name in names[1]}
+    return _Plan(request, options, plain(given | {"seed": seed}), _key(models, request, options))
+
+
+def _key(models: Cosmos3Models, request: Cosmos3T2VRequest, options: Mapping[str, Any]) -> str:
+    """Hash of all that a cell comes from as it takes effect: however it was asked for, what is the same has the same name."""
+    preset = with_solver(get_preset(options.get("preset") or request.preset or models.defaults.preset), options.get("solver"))
+    asked = {name: options[name] for name in ("schedule", "flow_shift", "use_karras_sigmas") if name in options}
+    own = {"scheduler_config": models.configs.scheduler, "default_flow_shift": models.defaults.flow_shift}
+    schedule = resolve_schedule(request.num_inference_steps, preset=preset, **asked, **own)
+    sigmas, with_sound = schedule.sigmas[:-1].tolist(), request.sound_frames is not None
+    guidance = resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound)
     tensors: dict[str, Tensor] = {}
-    plain = {
+    effective = {
         "checkpoint": models.fingerprint,
-        "defaults": to_plain(models.defaults, tensors),
-        "settings": to_plain(given, tensors),
+        "dtype": str(models.transformer.dtype),
+        "preset": preset,
+        "sigmas": schedule.sigmas,
+        "timesteps": schedule.timesteps,
+        "request": replace(request, guidance_scale=guidance, preset=None),  # its preset is in the tokens already
     }
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(to_plain(effective, tensors), sort_keys=True).encode())
     for tensor in tensors.values():
         digest.update(str(tensor.tolist()).encode())
-    options = {name: value for name, value in given.items() if name in names[1]}
-    return _Plan(request, options, {name: _plain(value) for name, value in given.items()}, digest.hexdigest()[:16])
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """As `cell.json` shows it."""
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    return digest.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- cells
@@ -286,9 +309,8 @@ def _make_cell(models: Cosmos3Models, plan: _Plan, folder: Path, encode: Encode,
 
 
 def _scored(score: Score | None, clip: Cosmos3GenerationOutput) -> dict[str, Value]:
-    """Numbers of NumPy become Python's."""
     found = {} if score is None else score(clip)
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()}
+    return {name: _python(value) for name, value in found.items()}
 
 
 def _write_cell(folder: Path, settings: Mapping[str, Any], scores: Mapping[str, Any], seconds: float) -> None:

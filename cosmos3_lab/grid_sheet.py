@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WIDEST = 1920  # pixels of a film of all cells
 SMALLEST, LARGEST = 160, 480  # pixels of a cell's longer side, as far as that goes
-LABEL = 16  # letters of a row's label in a line of the sheet
+LABEL, TITLE = 16, 40  # letters of a row's label in a line of the sheet, and of a whole label
 GAP, LINE = 6, 18  # pixels between cells, and height of a line of text
 
 
@@ -97,12 +97,12 @@ def plot_grid(grid: CompareGrid, *, frames: int = 3, scores: Sequence[str] = ())
     for line, row in zip(panels, grid.rows, strict=True):
         for ax, (column, seed) in zip(line, columns, strict=True):
             place = (row, column, seed)
-            title = ", ".join(word for word in (column, f"seed {seed}") if word)
+            title = ", ".join(word for word in (_cut(column), f"seed {seed}") if word)
             ax.imshow(films.get(place, np.full((1, frames, 3), 0.93)), interpolation="nearest", aspect="equal")
             dress_picture(ax, title=title if row == grid.rows[0] else "")
             if place in cells and scores:
                 ax.set_xlabel(score_words(cells[place], scores), parse_math=False, labelpad=2, **ink)
-        words = "\n".join(wrap(row, LABEL, break_long_words=False))
+        words = "\n".join(wrap(_cut(row), LABEL, break_long_words=False))
         line[0].set_ylabel(words, parse_math=False, rotation=0, ha="right", va="center", **ink)
     places = f"{len(grid.rows)} rows ({', '.join(grid.rows)}) and {len(columns)} columns"
     describe(figure, f"Frames of {len(films)} clips in {places}")
@@ -117,6 +117,10 @@ def score_words(cell: GridCell, names: Sequence[str] | None = None) -> str:
         names: which; None for all.
     """
     return ", ".join(f"{name} {_words(cell.scores[name])}" for name in (names or cell.scores) if name in cell.scores)
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= TITLE else f"{label[: TITLE - 1]}…"
 
 
 def _words(value: Value) -> str:

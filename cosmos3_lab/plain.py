@@ -1,4 +1,4 @@
-"""Frozen records as JSON and tensors, and back: what trees and traces write to disk.
+"""Frozen records as JSON and tensors, and back: what trees and traces write to disk. Settings in a few words.
 
     tensors = {}
     text = json.dumps(to_plain(request, tensors))        # numbers and words; the tensors are collected beside it
@@ -15,20 +15,30 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+from cosmos3_lab.guidance_scale import Guidance, GuidanceInterval, scale_words
+from cosmos3_lab.presets import Preset
+from cosmos3_lab.schedule import Schedule
+from cosmos3_lab.untrusted import CheckpointError, parse_object, read_text
+
+MAX_JSON = 64_000_000  # bytes of a file; each step of a tree takes about one thousand
 
 
 def to_plain(value: Any, tensors: dict[str, Tensor], *, at: str = "value") -> Any:  # noqa: ANN401  (a field is anything)
     """A value as JSON has it.
 
     Args:
-        value: None, a number, text, a tensor, or a tuple, list, mapping by text or frozen record of such.
+        value: None, a number (of NumPy too), text, a tensor, or a tuple, list, mapping by text or frozen record of such.
         tensors: gets every tensor, under the place where it stood.
         at: place of the value.
 
     Raises:
         ValueError: something else is in it, such as a function.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -79,6 +89,21 @@ def from_plain(plain: Any, tensors: Mapping[str, Tensor], *, records: Sequence[t
     raise ValueError(f"got {json.dumps(plain)[:80]}, which is not what this package writes")
 
 
+def in_words(value: Any) -> str:  # noqa: ANN401
+    """A setting in a few words, such as "6", "UniPC 3", "karras"; prompts as they are.
+
+    Args:
+        value: of an argument of `prepare_request`, `prepare_denoise` or `fork`.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Preset | Schedule):
+        return value.name
+    if isinstance(value, float | list | tuple | Guidance | GuidanceInterval) or callable(value):
+        return scale_words(value)
+    return str(value)
+
+
 def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
     """A JSON object of this package's.
 
@@ -91,10 +116,10 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
         ValueError: it cannot be read, is something else, or was written by a later version.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = parse_object(read_text(Path(path), most=MAX_JSON), f"{path}")
+    except CheckpointError as error:
         raise ValueError(f"{path} is not a readable {format} file: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != format:
+    if values.get("format") != format:
         raise ValueError(f"{path} is not a {format} file of cosmos3_lab")
     if not isinstance(values.get("version"), int) or not 1 <= values["version"] <= version:
         raise ValueError(f"{path} has version {values.get('version')!r}, expected 1 to {version}; try a later cosmos3_lab")

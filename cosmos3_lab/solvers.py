@@ -3,7 +3,8 @@
     x' = x + (sigma' - sigma) * v(x, sigma)                                Euler: order 1, one evaluation a step
     x' = x + (sigma' - sigma) * (v(x, sigma) + v(x_euler, sigma')) / 2     Heun: order 2, two evaluations a step
 
-All three keep their state in a `UniPCState`; Euler and Heun remember nothing, so that only `step_index` and `sample` are used.
+All three keep their state in a `UniPCState`. Euler and Heun use only `step_index` and `sample`; their last x0 stands in the
+history to be looked at, and for UniPC, should a fork go on with it.
 Heun's last step is Euler's, because the network was not trained for sigma = 0. Source of both: Karras et al. 2022,
 arXiv:2206.00364, algorithm 1, in the flow form of FlowMatchEulerDiscreteScheduler and FlowMatchHeunDiscreteScheduler of
 diffusers 0.42.1.
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from cosmos3_lab.configs import check_choice
 from cosmos3_lab.schedule import Schedule, velocity_to_x0
-from cosmos3_lab.unipc import SOLVER_ORDER, UniPCState, UniPCStep, check_order, check_step, unipc_init, unipc_step
+from cosmos3_lab.unipc import SOLVER_ORDER, UniPCState, UniPCStep, check_order, check_step, unipc_step
 
 SolverName = Literal["unipc", "euler", "heun"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
@@ -78,8 +79,11 @@ def solver_step(solver: Solver, states: Sequence[UniPCState], velocity: Velocity
         return steps
     ahead = velocity([step.state.sample for step in steps], i + 1)
     means = [(here + there) / 2 for here, there in zip(velocities, ahead, strict=True)]
-    heun = [euler_step(state, mean, schedule).state for state, mean in zip(states, means, strict=True)]
-    return [replace(step, state=state, predictor_order=2) for step, state in zip(steps, heun, strict=True)]
+    samples = [euler_step(state, mean, schedule).state.sample for state, mean in zip(states, means, strict=True)]
+    return [
+        replace(step, state=replace(step.state, sample=sample), predictor_order=2)
+        for step, sample in zip(steps, samples, strict=True)
+    ]
 
 
 def euler_step(state: UniPCState, velocity: Float[Tensor, "..."], schedule: Schedule) -> UniPCStep:
@@ -96,5 +100,6 @@ def euler_step(state: UniPCState, velocity: Float[Tensor, "..."], schedule: Sche
     i = state.step_index
     check_step(i, schedule)
     sigma, sigma_next = schedule.sigmas[i : i + 2].tolist()  # plain floats, so that a bfloat16 sample does not round them
-    after = unipc_init(state.sample + (sigma_next - sigma) * velocity, step_index=i + 1)
-    return UniPCStep(after, velocity_to_x0(state.sample, velocity, schedule.sigmas[i]), state.sample, 1, 0)
+    x0 = velocity_to_x0(state.sample, velocity, schedule.sigmas[i])
+    after = UniPCState(i + 1, state.sample + (sigma_next - sigma) * velocity, x0_history=(x0,))
+    return UniPCStep(after, x0, state.sample, 1, 0)

@@ -233,7 +233,7 @@ def _read_step(path: Path, *, with_x0: bool) -> StepRecord:
 
     try:
         record = from_plain(read_json(path, format=FORMAT, version=VERSION).get("record"), {}, records=RECORDS)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(record, StepRecord) or record.index != int(path.stem):
         raise ValueError(f"{path} is damaged: it holds no record of step {int(path.stem)}")

@@ -21,6 +21,8 @@ from cosmos3_lab.branch import fork
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord, denoise
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.out_of_memory import freeing_memory
+from cosmos3_lab.plain import in_words
 from cosmos3_lab.prepare import make_processor
 from cosmos3_lab.prompt import Cosmos3TokenizedPrompt
 from cosmos3_lab.sizes import latent_to_pixel_shape
@@ -148,8 +150,12 @@ def plant(
         name: of the run.
         stop: the step before which to pause; `resume` goes on.
         every: keep every n-th state; the first and the last are always kept.
+
+    Raises:
+        MemoryError: it did not fit; says what was needed and what would fit. So do `branch_off`, `resume` and `iter_resume`.
     """
-    return _finish(models, RunTree((Branch(name, None, "", inputs, (move_state(state, "cpu"),)),)), name, stop, every)
+    with freeing_memory(models, inputs.request):
+        return _finish(models, RunTree((Branch(name, None, "", inputs, (move_state(state, "cpu"),)),)), name, stop, every)
 
 
 def branch_off(
@@ -182,12 +188,16 @@ def branch_off(
     if name in tree.names:
         raise ValueError(f"got name {name!r}, which is taken; expected one other than {', '.join(map(repr, tree.names))}")
     origin = tree[parent or tree.names[0]]
-    state = move_state(origin.at(step), models.device)
     given = {key: _tokenized(models, origin.inputs, key, value) for key, value in changes.items()}
-    inputs, state = fork(models, origin.inputs, state, **given)
     words = _describe(changes) if note is None else note
-    branch = Branch(name, origin.name, words, inputs, (move_state(state, "cpu"),))
-    return _finish(models, RunTree((*tree.branches, branch)), name, stop, every)
+
+    def grown() -> RunTree:  # its tensors are not in the frame that an error goes out through
+        inputs, state = fork(models, origin.inputs, move_state(origin.at(step), models.device), **given)
+        branch = Branch(name, origin.name, words, inputs, (move_state(state, "cpu"),))
+        return _finish(models, RunTree((*tree.branches, branch)), name, stop, every)
+
+    with freeing_memory(models, origin.inputs.request):
+        return grown()
 
 
 def resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | None = None, every: int = 1) -> RunTree:
@@ -199,7 +209,8 @@ def resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | None 
         name: of the branch.
         stop, every: see `plant`.
     """
-    return _finish(models, tree, name, stop, every)
+    with freeing_memory(models, tree[name].inputs.request):
+        return _finish(models, tree, name, stop, every)
 
 
 def iter_resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | None = None, every: int = 1) -> Iterator[RunTree]:
@@ -208,6 +219,11 @@ def iter_resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | 
     Args:
         models, tree, name, stop, every: see `resume`.
     """
+    with freeing_memory(models, tree[name].inputs.request):
+        yield from _grow(models, tree, name, stop, every)
+
+
+def _grow(models: Cosmos3Models, tree: RunTree, name: str, stop: int | None, every: int) -> Iterator[RunTree]:
     branch = tree[name]
     models.place("gen")
     last = branch.inputs.schedule.num_steps if stop is None else min(stop, branch.inputs.schedule.num_steps)
@@ -269,7 +285,7 @@ def _finish(models: Cosmos3Models, tree: RunTree, name: str, stop: int | None, e
     if every < 1:
         raise ValueError(f"got every={every}, expected at least 1")
     grown = tree
-    for grown in iter_resume(models, tree, name, stop=stop, every=every):  # noqa: B007  (the last one is the longest)
+    for grown in _grow(models, tree, name, stop, every):  # noqa: B007  (the last one is the longest)
         pass
     return grown
 
@@ -290,7 +306,7 @@ def _describe(changes: dict[str, Any]) -> str:
     def words(key: str, value: Any) -> str:  # noqa: ANN401
         if isinstance(value, Latents):
             return f"{key} edited"
-        text = " ".join((value.text if isinstance(value, Cosmos3TokenizedPrompt) else str(value)).split())
+        text = " ".join((value.text if isinstance(value, Cosmos3TokenizedPrompt) else in_words(value)).split())
         return f"{key}: {text if len(text) <= NOTE_LENGTH else text[: NOTE_LENGTH - 1] + '…'}"
 
     return ", ".join(words(key, value) for key, value in changes.items())

@@ -115,7 +115,7 @@ def load_tree(folder: str | Path, models: Cosmos3Models) -> RunTree:
     encode = encode_once()
     try:
         branches = tuple(_read_branch(plain, folder, models, encode) for plain in values["branches"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / FILE} is damaged: {type(error).__name__} {error}") from error
     _check_family(branches, folder)
     return RunTree(branches)

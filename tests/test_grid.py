@@ -1,10 +1,12 @@
 """The compare grid: cells that survive a kill, shared noise and text, one film of all of them."""
 
+import gc
 import json
 import re
 import subprocess
 import sys
 import time
+import weakref
 from base64 import b64decode
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -18,7 +20,10 @@ from cosmos3_lab.explore_widgets import grid_player
 from cosmos3_lab.figure_canvas import LabFigure
 from cosmos3_lab.grid import fill_grid, open_grid
 from cosmos3_lab.grid_sheet import grid_clip, plot_grid, save_grid_mp4, score_words
+from cosmos3_lab.guidance_scale import Guidance, GuidanceInterval
+from cosmos3_lab.presets import PRESETS
 from cosmos3_lab.schedule import karras_schedule
+from cosmos3_lab.solvers import Solver
 from cosmos3_lab.widget_box import Picture
 
 PROMPT = "a red circle bounces on a blue background; low thuds"
@@ -119,7 +124,7 @@ def test_schedules_may_be_on_an_axis(pico, tmp_path):
         ({"rows": {"num_frames": [5, 9]}}, "got num_frames on an axis, expected clips of one size"),
         ({"rows": {"colour": [1, 2]}}, "got colour, expected settings among"),
         ({"rows": {"guidance_scale": [1]}, "columns": {"guidance_scale": [2]}}, "in rows and in columns"),
-        ({"rows": {"guidance_scale": [1, 1]}}, "no two with the same label"),
+        ({"rows": {"guidance_scale": [1, 1]}}, "got the value 1 of guidance_scale twice"),
         ({"rows": {"guidance_scale": []}}, "expected one setting with its values"),
         ({"rows": {"guidance_scale": [1.0, -3.0]}}, "got guidance_scale -3"),
         ({"rows": {"noise": [None]}}, "got noise, expected settings among"),
@@ -132,6 +137,77 @@ def test_grids_that_cannot_be_are_refused_before_anything_is_made(pico, tmp_path
     with pytest.raises(ValueError, match=says):
         fill_grid(pico, PROMPT, folder=tmp_path / "grid", **axes, **QUICK)
     assert not (tmp_path / "grid").exists()
+
+
+SMALL = {"num_frames": 1, "height": 32, "width": 48, "num_inference_steps": 4, "progress": False}
+
+
+def test_cells_of_another_dtype_are_not_handed_back(tiny, tiny_folder, tmp_path):
+    options = {"folder": tmp_path, "rows": {"guidance_scale": [3.0]}, **SMALL}
+    whole = fill_grid(tiny, PROMPT, **options).cells[0]
+    with load_cosmos3(tiny_folder, device="cpu", dtype=torch.bfloat16) as rounded:
+        assert rounded.fingerprint == tiny.fingerprint
+        cell = fill_grid(rounded, PROMPT, **options).cells[0]
+    assert cell.folder != whole.folder
+    assert not torch.equal(cell.latents().video, whole.latents().video)
+    assert fill_grid(tiny, PROMPT, **options).cells == (whole,)
+
+
+LONG = [GuidanceInterval(6.123456789, low=0.123456789, high=high) for high in (0.9, 0.95)]
+
+
+@pytest.mark.parametrize(
+    ("axis", "labels"),
+    [
+        ({"solver": [Solver("unipc", 1), Solver("unipc", 3), "euler"]}, ["solver UniPC 1", "solver UniPC 3", "solver euler"]),
+        ({"guidance_scale": LONG}, [f"guidance_scale {interval!r}" for interval in LONG]),
+        (
+            {"guidance_scale": [lambda step, sigma: 1.0 + step, lambda step, sigma: 3.0]},
+            ["guidance_scale a function of (step, sigma)", "guidance_scale a function of (step, sigma) #2"],
+        ),
+        (
+            {"guidance_scale": [[1, 1, 3, 3], Guidance(3.0, rescale=0.5)]},
+            ["guidance_scale 1 to step 1, 3 to 3", "guidance_scale Guidance(3, rescale=0.5)"],
+        ),
+        ({"guidance_scale": list(np.float32([1, 2.5]))}, ["guidance_scale 1", "guidance_scale 2.5"]),
+        ({"preset": [PRESETS["native"], "phyai"]}, ["preset native", "preset phyai"]),
+        ({"schedule": [karras_schedule(4), "native-flow"]}, ["schedule karras", "schedule native-flow"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_whatever_can_be_a_setting_can_be_compared(tiny, tmp_path, axis, labels):
+    grid = fill_grid(tiny, PROMPT, folder=tmp_path, rows=axis, **SMALL)
+    assert list(grid.rows) == labels
+    videos = [cell.latents().video for cell in grid.cells]
+    assert len(videos) == len(labels)
+    assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
+    assert plot_grid(grid).png()
+
+
+def test_what_takes_effect_names_the_cell_and_not_how_it_was_asked_for(tiny, tmp_path, monkeypatch):
+    options = {"folder": tmp_path, "seeds": [1], **SMALL}
+    first = fill_grid(tiny, PROMPT, rows={"guidance_scale": [3.0]}, **options).cells[0]
+    monkeypatch.setattr("cosmos3_lab.grid._make_cell", lambda *a: pytest.fail("it is there already"))
+    ways = [np.float32(3), [3, 3, 3, 3], lambda step, sigma: 3]
+    again = fill_grid(tiny, PROMPT, rows={"guidance_scale": ways}, solver="unipc", preset="native", **options)
+    assert {cell.folder for cell in again.cells} == {first.folder}
+    assert len(again.cells) == 3
+
+
+def test_after_running_out_of_memory_everything_is_let_go(tiny, tmp_path, monkeypatch):
+    held = []
+
+    def fill(transformer, inputs, state):
+        held.extend(map(weakref.ref, (inputs.cond, state)))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cosmos3_lab.grid.denoise", fill)
+        with pytest.raises(MemoryError, match="out of memory on the CPU: 32x48x1 needs about") as caught:
+            fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": [3.0]}, **SMALL)
+    gc.collect()
+    assert [ref() for ref in held] == [None, None], f"{caught.value!r}, which is still here, keeps them"
+    assert fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": [3.0]}, **SMALL).finished
 
 
 SLOW = """
@@ -249,8 +325,11 @@ def test_an_empty_grid_has_no_film(grid, tmp_path):
 
 
 def test_damage_is_one_clear_error(grid, tmp_path):
-    with pytest.raises(ValueError, match="not a readable cosmos3_lab.compare_grid file"):
-        open_grid(tmp_path)
+    for content in (None, "[" * 200_000, '{"format": 1, "format": 2}'):
+        if content is not None:
+            (tmp_path / "grid.json").write_text(content)
+        with pytest.raises(ValueError, match=r"grid\.json is not a readable cosmos3_lab.compare_grid file"):
+            open_grid(tmp_path)
     values = json.loads((grid.folder / "grid.json").read_text())
     values["cells"][0]["key"] = "../../elsewhere"
     (tmp_path / "grid.json").write_text(json.dumps(values))

@@ -170,6 +170,13 @@ def change(path, how):
     path.write_text(json.dumps(values))
 
 
+def nested(depth):
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -180,6 +187,9 @@ def change(path, how):
         (lambda f: change(f / "trace.json", lambda v: v["manifest"].pop("latent_frames")), "trace.json is damaged"),
         (lambda f: (f / "steps" / "001.json").unlink(), r"holds the steps \[0, 2\]"),
         (lambda f: (f / "steps" / "001.json").write_text("[]"), "001.json is damaged"),
+        (lambda f: (f / "steps" / "001.json").write_text("[" * 200_000), "001.json is damaged"),
+        (lambda f: (f / "trace.json").write_text("[" * 200_000), "trace.json is not a readable cosmos3_lab.trace file"),
+        (lambda f: change(f / "steps" / "001.json", lambda v: v.update(record=nested(600))), "001.json is damaged"),
         (lambda f: change(f / "steps" / "001.json", lambda v: v["record"]["fields"].pop("sigma")), "001.json is damaged"),
         (lambda f: change(f / "steps" / "001.json", lambda v: v["record"]["fields"].update(index=0)), "no record of step 1"),
         (lambda f: (f / "steps" / "002.safetensors").write_bytes(b"no"), "002.safetensors is missing or damaged"),

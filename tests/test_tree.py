@@ -1,8 +1,10 @@
 """Trees of runs: forks leave parents alone, folders open in another process and go on bit for bit, damage is one clear error."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from cosmos3_lab.plain import from_plain, to_plain
 from cosmos3_lab.preview import latent_preview
 from cosmos3_lab.reuse import encode_once
 from cosmos3_lab.schedule import Schedule, flow_schedule
+from cosmos3_lab.solvers import Solver
 from cosmos3_lab.tree import branch_off, iter_resume, plant, prune, resume, x0_of
 from cosmos3_lab.tree_files import load_tree, save_tree
 
@@ -152,6 +155,36 @@ def test_a_negative_prompt_may_be_plain_text(pico, tree):
     assert torch.equal(grown["x"].inputs.request.text_ids, tree["root"].inputs.request.text_ids)
 
 
+@pytest.mark.parametrize("grow", ["plant", "branch_off", "resume", "iter_resume"])
+def test_after_running_out_of_memory_everything_is_let_go(pico, tree, prepared, monkeypatch, grow):
+    held = []
+
+    def fill(transformer, inputs, state, *, stop=None):
+        held.extend(map(weakref.ref, (state, inputs.cond) if grow == "branch_off" else (state,)))  # else the caller has inputs
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ways = {
+        "plant": lambda: plant(pico, *prepared, stop=3),
+        "branch_off": lambda: branch_off(pico, tree, "x", step=1, prompt="a blue star falls"),
+        "resume": lambda: resume(pico, tree, "strong"),
+        "iter_resume": lambda: list(iter_resume(pico, tree, "strong")),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("cosmos3_lab.tree.denoise", fill)
+        with pytest.raises(MemoryError, match="out of memory on the CPU: 96x96x5 with sound needs about") as caught:
+            ways[grow]()
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held), f"{caught.value!r}, which is still here, keeps them"
+    assert resume(pico, tree, "strong")["strong"].finished
+
+
+def test_notes_name_settings_in_words(pico, prepared):
+    grown = plant(pico, *prepared, stop=1)
+    changes = {"guidance_scale": lambda step, sigma: 2.0, "solver": Solver("unipc", 3), "preset": prepared[0].preset}
+    grown = branch_off(pico, grown, "x", step=1, stop=2, **changes)
+    assert grown["x"].note == "guidance_scale: a function of (step, sigma), solver: UniPC 3, preset: native"
+
+
 def test_trees_are_told_in_words(tree):
     assert repr(tree).splitlines()[2].startswith("    Branch('zeros' from 'green' at step 2, latents edited, finished")
 
@@ -170,6 +203,21 @@ def test_the_picture_has_a_lane_for_each_branch_and_a_preview_at_forks_and_ends(
     assert [branch.name for branch in in_lanes(tree)] == ["root", "strong", "green", "zeros"]
     assert {text.get_text().split("  ")[0] for text in ax.texts} >= set(tree.names)
     ax.figure.png()
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_trees_of_every_solver_show_their_x0(pico, prepared, solver):
+    from matplotlib.offsetbox import AnnotationBbox
+
+    inputs, state = prepare_denoise(pico, prepared[0].request, solver=solver)
+    steps = list(denoise(pico.transformer, inputs, state))
+    grown = branch_off(pico, plant(pico, inputs, state), "x", step=2, stop=3, guidance_scale=1.0)
+    for step in (1, 2, 3):
+        x0 = x0_of(grown["root"].at(step))
+        assert torch.equal(x0.video, steps[step - 1][1].x0.video)
+        assert torch.equal(x0.sound, steps[step - 1][1].x0.sound)
+    ax = plot_tree(grown, latent_preview(pico))
+    assert len([artist for artist in ax.get_children() if isinstance(artist, AnnotationBbox)]) == 1 + 2  # fork, two ends
 
 
 def test_steps_of_another_schedule_stand_at_their_noise_level(pico, tree):
@@ -293,6 +341,16 @@ def test_damage_is_one_clear_error(pico, tree, tmp_path, how, says):
     save_tree(tree, tmp_path)
     damage(tmp_path, how)
     with pytest.raises(ValueError, match=says):
+        load_tree(tmp_path, pico)
+
+
+@pytest.mark.parametrize("depth", [400, 600, 200_000])
+def test_deep_files_are_one_clear_error(pico, tree, tmp_path, depth):
+    save_tree(tree, tmp_path)
+    path = tmp_path / "tree.json"
+    deep = path.read_text().replace('"fields": {', '"fields": {"deep": ' + "[" * depth + "]" * depth + ", ", 1)
+    path.write_text("[" * depth if depth > 1000 else deep)
+    with pytest.raises(ValueError, match=r"tree\.json is|got a .* with the fields"):
         load_tree(tmp_path, pico)
 
 
