@@ -2,8 +2,9 @@
 
     python benchmarks/attention_lens.py [--size 720x1280x189] [--layer 17] [--tiny]
 
-Seconds and extra memory of a `LayerAttention` for one layer, with 200 and with 3400 text tokens; then a whole step alone, with
-summaries recorded (of every GEN layer in three ways, of every GEN module), and with the attention of one layer.
+Seconds and extra memory of a `LayerAttention` for one layer, with 200 and with 3400 text tokens; then a whole step without and
+with its record ("plain"), with summaries recorded (of every GEN layer in three ways, of every GEN module), and with the attention
+of one layer.
 """
 
 import argparse
@@ -14,13 +15,13 @@ from measuring import GIB, Results, median_seconds, peak_gpu
 from nano_parts import inputs_and_state, random_module
 
 from cosmos3_lab.attention_maps import layer_attention, record_attention
-from cosmos3_lab.denoise import denoise_step
+from cosmos3_lab.denoise import denoise_step, guided_step
 from cosmos3_lab.probe import activation_names, record
 from cosmos3_lab.prompt_words import PromptWord
 from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.sizes import pixel_to_latent_shape, sound_latent_frames
 from cosmos3_lab.towers import Cosmos3Transformer
-from cosmos3_lab.transformer import embed_gen_tokens, run_gen_layers
+from cosmos3_lab.transformer import embed_gen_tokens, predict_velocity, run_gen_layers
 
 
 def make_words(s_text, tokens_a_word=2):
@@ -63,8 +64,16 @@ def measure_step(results, transformer, inputs, state, layer):
         with record_attention(transformer, inputs, words=words, layers=[layer]):
             step()
 
+    def bare():
+        def predict(cond, latents, i):
+            return predict_velocity(transformer, latents, int(inputs.schedule.timesteps[i]), cond).to(torch.float32)
+
+        guided_step(predict, inputs.cond, inputs.uncond, inputs.guidance, inputs.preset, inputs.schedule, state)
+
     kinds = {
+        "without_its_record": bare,
         "plain": step,
+        "kept_as_summary": lambda: denoise_step(transformer, inputs, state)[1].keep("summary"),
         "rms_of_layers": lambda: recorded(["gen.layers.*"]),
         "rms_of_all_modules": lambda: recorded(names),
         "token_rms_of_layers": lambda: recorded(["gen.layers.*"], reduce="token_rms"),

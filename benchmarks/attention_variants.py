@@ -29,6 +29,24 @@ def variants(q, k, v):
     }
 
 
+def in_parts(q, k, v):
+    """Fewer heads or queries at a time, so that their keys and values might stay in the GPU's cache."""
+    q, k, v = (x[None].transpose(1, 2) for x in (q, k, v))
+
+    def by_heads(n):
+        pairs = zip(q.split(4 * n, 1), k.split(n, 1), v.split(n, 1), strict=True)
+        return [F.scaled_dot_product_attention(*pair, enable_gqa=True) for pair in pairs] and None
+
+    def by_queries(n):
+        return [F.scaled_dot_product_attention(part, k, v, enable_gqa=True) for part in q.split(n, 2)] and None
+
+    return {
+        "cudnn, one head of keys at a time": lambda: by_heads(1),
+        "cudnn, two heads of keys at a time": lambda: by_heads(2),
+        "cudnn, 8448 queries at a time": lambda: by_queries(8448),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="44357,5122")
@@ -41,6 +59,9 @@ def main():
         for name, (backend, inputs, grouped) in variants(q, k, v).items():
             with sdpa_kernel([backend]):
                 call = lambda inputs=inputs, grouped=grouped: F.scaled_dot_product_attention(*inputs, enable_gqa=grouped)  # noqa: E731
+                results.put(f"{tokens}/{name}", 1e3 * median_seconds(call, repeats=4, warmup=2))
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+            for name, call in in_parts(q, k, v).items():
                 results.put(f"{tokens}/{name}", 1e3 * median_seconds(call, repeats=4, warmup=2))
         x, weight = torch.randn(tokens, 4096, **make), torch.randn(12288, 4096, **make)
         for part in (4096, 8192, 16384, tokens):

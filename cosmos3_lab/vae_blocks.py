@@ -30,6 +30,17 @@ class CausalMemory:
     frames: dict[nn.Module, Tensor] = field(default_factory=dict)
     first: bool = True
 
+    def keep(self, layer: nn.Module, frames: Float[Tensor, "b c t h w"]) -> None:
+        """Remember copies of these frames, in the place of the layer's earlier ones.
+
+        Always in the same place: new tensors in every chunk would leave gaps all over the memory of a GPU. (And copies, as
+        slices would keep the whole chunk alive.)
+        """
+        if layer in self.frames:
+            self.frames[layer].copy_(frames)
+        else:
+            self.frames[layer] = frames.clone()
+
 
 def fuses(block: nn.Module, x: Tensor) -> bool:
     """Whether the blocks of `fused_vae.py` stand for those here: for one clip on a GPU, where nobody looks inside."""
@@ -58,7 +69,7 @@ class CausalConv3d(nn.Conv3d):
         self, seen: Float[Tensor, "b c t_and_2 h w"], memory: CausalMemory, *, with_bias: bool = True
     ) -> Float[Tensor, "b d t h w"]:
         """The convolution of what `room` gave and the caller filled; remembers its last frames."""
-        memory.frames[self] = seen[:, :, -2:].clone()  # a clone, or the slice would keep the whole chunk alive
+        memory.keep(self, seen[:, :, -2:])
         return self._conv_forward(seen, self.weight, self.bias if with_bias else None)
 
 
@@ -196,8 +207,9 @@ class Downsampler(nn.Module):
         if not hasattr(self, "time_conv"):
             return x
         past = memory.frames.get(self)
-        memory.frames[self] = x[:, :, -1:].clone()
-        return x if past is None else self.time_conv(torch.cat([past, x], dim=2))
+        seen = None if past is None else torch.cat([past, x], dim=2)
+        memory.keep(self, x[:, :, -1:])
+        return x if seen is None else self.time_conv(seen)
 
 
 class DownBlock(nn.Module):
