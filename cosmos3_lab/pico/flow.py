@@ -20,7 +20,7 @@ from cosmos3_lab.schedule import add_noise
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition
 
-TRAINING_SHIFT = 4.0  # leans towards much noise, where the layout of a clip is decided
+TRAINING_SHIFT = 6.0  # leans towards much noise, where the layout of a clip is decided
 
 
 def flow_matching_loss(

@@ -88,6 +88,7 @@ class Trainer:
         betas: of AdamW.
         weight_decay: of AdamW.
         muon: names of the matrices that Muon moves.
+        rate_share: of the learning rates; less than 1 for a module that is trained further.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Trainer:
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1e-4,
         muon: tuple[str, ...] = (),
+        rate_share: float = 1.0,
     ) -> None:
         module.requires_grad_(True).train()
         self.module, self.phase, self.step_index = module, phase, 0
@@ -115,7 +117,7 @@ class Trainer:
         ]
         if muon:
             self.optimizers.append(Muon([self.master[name] for name in muon]))
-        self.full_rates = [o.param_groups[0]["lr"] for o in self.optimizers]
+        self.full_rates = [rate_share * o.param_groups[0]["lr"] for o in self.optimizers]
 
     @property
     def progress(self) -> float:

@@ -68,6 +68,7 @@ class Job:
         workers: processes that make scenes.
         minutes: fit each phase into this time by changing its number of steps, None for the recipe's.
         start_from: checkpoint whose transformer is trained further, None to begin from nothing.
+        rate_share: of the transformer's learning rates. Further training begins with less than the first, and falls at once.
         count: prompts of each kind that the result is scored on.
     """
 
@@ -78,6 +79,7 @@ class Job:
     workers: int
     minutes: float | None = None
     start_from: Path | None = None
+    rate_share: float = 1.0
     count: int = 384
 
     @property
@@ -148,8 +150,10 @@ def _transformer(job: Job) -> None:
     transformer = build_transformer(job.recipe, job.device)
     if job.start_from is not None:
         read_transformer(job.start_from, transformer)
-    options = {"float32": ("gen.time_embedder",), "betas": (0.9, 0.98), "weight_decay": 0.0}
+    options = {"float32": ("gen.time_embedder",), "betas": (0.9, 0.98), "weight_decay": 0.0, "rate_share": job.rate_share}
     phase, dtype = job.recipe.transformer_phase, _fast_dtype(job.device)
+    if job.start_from is not None:
+        phase = replace(phase, flat=0.0)
     trainer = Trainer(transformer, phase, dtype=dtype, muon=muon_names(transformer), **options)
 
     def show() -> Figure:
@@ -289,6 +293,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(12, (os.cpu_count() or 1) - 1))
     parser.add_argument("--minutes", type=float, help="fit each phase into this time, instead of the recipe's number of steps")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose transformer is trained further")
+    parser.add_argument("--rate-share", type=float, default=1.0, help="of the transformer's learning rates, such as 0.5 to go on")
     parser.add_argument("--count", type=int, default=384, help="prompts of each kind to score the result on")
     a = parser.parse_args()
     recipe = RECIPES[a.recipe]
@@ -296,7 +301,7 @@ def main() -> None:
         a.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(a.device)
         dist.init_process_group("nccl")
-    job = Job(a.out, recipe, a.seed, torch.device(a.device), a.workers, a.minutes, a.start_from, a.count)
+    job = Job(a.out, recipe, a.seed, torch.device(a.device), a.workers, a.minutes, a.start_from, a.rate_share, a.count)
     run(job, tuple(a.phase or PHASES))
 
 

@@ -31,7 +31,7 @@ from cosmos3_lab.video_vae import VideoVAE, encode_video
 
 DROP_PROMPT = 0.12  # of the groups learn the unconditional branch
 SILENT = 0.12  # of the groups have no sound tokens, for T2V
-GROUPS = 2  # in a step; one for each GPU where there are two
+GROUPS = 2  # in a step, or as many as there are GPUs; each has its half of the recipe's batch
 FIRST_FILL, REFILL_EVERY = 8192, 25  # clips in the pool at the start, and steps until some are replaced
 
 
@@ -81,8 +81,7 @@ def train_transformer(
     """
     device, lengths = transformer.gen.proj_in.weight.device, clip_lengths(recipe)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if GROUPS % world:
-        raise ValueError(f"got {world} processes, expected a number that divides the {GROUPS} groups of a step")
+    groups = max(1, GROUPS // world)  # of this process
     if device.type == "cuda":
         for layer in [*transformer.und.layers, *transformer.gen.layers]:
             layer.compile(dynamic=True)  # one text length after another, without compiling again
@@ -106,7 +105,7 @@ def train_transformer(
         length = int(common.choice(list(lengths), p=list(lengths.values())))
         with_sound = length > 1 and common.rand() >= SILENT
         numbers: list[dict[str, Tensor]] = []
-        for _ in range(GROUPS // world):
+        for _ in range(groups):
             count = trainer.phase.batch // GROUPS
             x0, ids = pool.draw(own, count, length)
             if own.rand() < DROP_PROMPT:
@@ -118,7 +117,7 @@ def train_transformer(
                 loss, beside = loss_of_shape(transformer, x0, ids.shape[1]), next(iter(steps.values()), None)
                 steps[kind] = LossStep(transformer, loss, beside)
             numbers.append(steps[kind](ids, draw_sigmas(count, generator), *streams(x0), *streams(noise)))
-            trainer.collect(share=world / GROUPS)
+            trainer.collect(share=1 / groups)
         trainer.step()
         if trainer.step_index % REFILL_EVERY == 0:
             _refill(pool, next(stream), *encoders, recipe, device)
