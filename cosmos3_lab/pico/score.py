@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
 from cosmos3_lab.files import replacing
 from cosmos3_lab.pico.clips import NumberedClip, generate_clips, reconstructed_clips, true_clips
@@ -316,7 +318,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="JSON with every figure")
     a = parser.parse_args()
-    with load_cosmos3(a.checkpoint, device=a.device, load_encoder=True) as models:
+    with load_cosmos3(a.checkpoint, device=a.device, dtype=torch.float32, load_encoder=True) as models:  # as on a laptop
         measured = measure(models, a.count)
     sources = next(iter(measured["kinds"].values()))
     table = Table("", "n", *sources, title=f"{measured['checkpoint']}: {a.count} prompts of each kind")

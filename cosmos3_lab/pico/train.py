@@ -170,7 +170,8 @@ def _transformer(job: Job) -> None:
 
 def _score(job: Job) -> None:
     if is_first_process():
-        with load_cosmos3(job.checkpoint, device=job.device, load_encoder=True) as models:
+        # float32, as on a laptop
+        with load_cosmos3(job.checkpoint, device=job.device, dtype=torch.float32, load_encoder=True) as models:
             write_json(job.out / "scores.json", as_json(measure(models, job.count)))
         write_json(job.checkpoint / "TRAINING.json", about(job))
 
