@@ -134,7 +134,7 @@ def fill_grid(
     folder: str | Path,
     rows: Axis,
     columns: Axis | None = None,
-    seeds: Iterable[Any] = (42,),  # whole numbers, also of NumPy
+    seeds: Iterable[Any] = (42,),
     score: Score | None = None,
     progress: bool = True,
     **settings: Any,  # noqa: ANN401  (of prepare_request and prepare_denoise)
@@ -148,7 +148,7 @@ def fill_grid(
         rows: one setting and its values, `{"guidance_scale": [1, 3]}` or `np.linspace(1, 3, 5)` in their place, or labels with
             several settings each, `{"PhyAI's": {"preset": "phyai"}, "ours": {}}`.
         columns: in the same way; None for one column.
-        seeds: each makes a cell for every row and column, from the same noise.
+        seeds: whole numbers; each makes a cell for every row and column, from the same noise.
         score: called with each finished clip; what it returns is kept with the cell.
         progress: whether to show a tqdm bar.
         settings: of all cells: arguments of `prepare_request` and `prepare_denoise`.
@@ -252,9 +252,8 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
 
 def _values(values: Any) -> list[Any]:  # noqa: ANN401
     """Those of an axis; none where it is no series: a number, or a text, whose letters nobody means."""
-    if isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0:
-        return []
-    return [_python(value) for value in values] if isinstance(values, Iterable) else []
+    alone = isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
+    return [] if alone else [_python(value) for value in values]
 
 
 def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

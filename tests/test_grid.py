@@ -244,6 +244,26 @@ def test_after_running_out_of_memory_everything_is_let_go(tiny, tmp_path, monkey
     assert fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": [3.0]}, **SMALL).finished
 
 
+def test_after_running_out_of_memory_with_the_second_prompt_the_first_is_let_go_too(tiny, tmp_path, monkeypatch):
+    import cosmos3_lab.reuse
+
+    held, encode = [], cosmos3_lab.reuse.encode_prompts
+
+    def fill(*args):
+        if held:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        cond, uncond = encode(*args)
+        held.append(weakref.ref(cond))
+        return cond, uncond
+
+    monkeypatch.setattr("cosmos3_lab.reuse.encode_prompts", fill)
+    with pytest.raises(OutOfMemoryError, match="out of memory on the CPU") as caught:
+        fill_grid(tiny, PROMPT, folder=tmp_path, rows={"prompt": ["one ball", "two balls"]}, **SMALL)
+    gc.collect()
+    assert [ref() for ref in held] == [None], f"{caught.value!r}, which is still here, keeps it"
+    assert len(open_grid(tmp_path).cells) == 1
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new cell", "finished cell"])
 def test_a_score_that_runs_out_of_memory_is_the_same_error(tiny, tmp_path, there):
     def score(clip):
