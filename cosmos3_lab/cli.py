@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,9 @@ from rich.table import Table
 
 from cosmos3_lab.bundle import Bundle
 from cosmos3_lab.checkpoint import Cosmos3Models, load_cosmos3
+from cosmos3_lab.configs import check_choice
 from cosmos3_lab.costs import NANO_TEXT_TOKENS, nano_configs, parse_size
+from cosmos3_lab.denoise import resolve_run
 from cosmos3_lab.doctor import examine, findings_table, verdict
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.generate import resume_run, run_request
@@ -27,11 +30,11 @@ from cosmos3_lab.interruption import Terminated, terminable
 from cosmos3_lab.plan import count_text_tokens, plan_run
 from cosmos3_lab.plan_table import plan_tables
 from cosmos3_lab.prepare import prepare_request
-from cosmos3_lab.presets import get_preset, make_solver, resolve_schedule
+from cosmos3_lab.presets import Preset, get_preset, make_solver, with_solver
 from cosmos3_lab.replay import replay
 from cosmos3_lab.run import INFERENCE_PARTS, PHASES, Generation, start_timer
 from cosmos3_lab.settings import read_configs, resolve_folder
-from cosmos3_lab.solvers import Solver
+from cosmos3_lab.solvers import Solver, SolverName
 from cosmos3_lab.speed import read_rates
 from cosmos3_lab.untrusted import one_line
 
@@ -83,6 +86,9 @@ def generate(
         Literal["auto", "true", "false"] | None,
         typer.Option(help="auto reads the checkpoint's scheduler file; default: the preset's schedule."),
     ] = None,
+    solver: Annotated[str | None, typer.Option(help="unipc, euler or heun; default: the preset's, unipc.")] = None,
+    solver_order: Annotated[int | None, typer.Option(help="Of unipc: 1, 2 or 3; default: the preset's, 2.")] = None,
+    no_corrector: Annotated[bool, typer.Option("--no-corrector", help="unipc without its corrector.")] = False,
     preset: Annotated[str | None, typer.Option(help="native, phyai or diffusers; Nano: native.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 42,
     device: DEVICE = "auto",
@@ -125,15 +131,12 @@ def generate(
             "seed": seed,
         }
         request = prepare_request(configs, prompt, preset=recipe, **asked)
-        karras = KARRAS[use_karras_sigmas]
-        schedule = resolve_schedule(
-            request.num_inference_steps,
-            preset=recipe,
-            flow_shift=flow_shift,
-            use_karras_sigmas=karras,
-            scheduler_config=configs.scheduler,
-            default_flow_shift=configs.defaults.flow_shift,
-        )
+        choices = {
+            "flow_shift": flow_shift,
+            "use_karras_sigmas": KARRAS[use_karras_sigmas],
+            "solver": _one_solver(recipe, solver, solver_order, no_corrector),
+        }
+        request, schedule, recipe = resolve_run(configs, request, preset=recipe, **choices)
         check_writable(out)
         preprocess = time.perf_counter() - begin
         console.print(f"prompt: {escape(prompt)}", highlight=False, soft_wrap=True)
@@ -142,10 +145,11 @@ def generate(
             console.print(escape(repr(models)), highlight=False, soft_wrap=True)
             timer = start_timer(models)
             timer.seconds["preprocess"] = preprocess
-            asked |= {"prompt": prompt, "preset": preset, "flow_shift": flow_shift, "use_karras_sigmas": karras}
+            asked |= {"prompt": prompt, "preset": preset, **choices}
             result = run_request(
                 models,
                 request,
+                preset=recipe,
                 schedule=schedule,
                 out=out,
                 name="video_with_sound.mp4" if sound else "video.mp4",
@@ -264,6 +268,18 @@ def _one_prompt(words: str | None, prompt: str | None, examples: tuple[str, ...]
         such_as = " or ".join(shlex.quote(example) for example in examples[:2])
         raise ValueError("got no prompt; describe the video" + (f", for example {such_as}" if such_as else ""))
     return prompt if words is None else words
+
+
+def _one_solver(preset: Preset, name: str | None, order: int | None, no_corrector: bool) -> SolverName | Solver | None:
+    """As `generate` of the library takes it: a name, or all settings where some are given."""
+    if name is not None:
+        check_choice("solver", name, SolverName)
+    if order is None and not no_corrector:
+        return name
+    solver = make_solver(with_solver(preset, name))
+    if solver.name != "unipc":
+        raise ValueError(f"got --solver-order or --no-corrector with {solver.name}, expected it with unipc alone; leave it out")
+    return replace(solver, order=solver.order if order is None else order, corrector=solver.corrector and not no_corrector)
 
 
 def _check_only_resumed(given: Mapping[str, Any]) -> None:

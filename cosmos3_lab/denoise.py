@@ -26,6 +26,7 @@ from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_s
 from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
+from cosmos3_lab.settings import CheckpointConfigs
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.solvers import Solver, SolverName, solver_step
 from cosmos3_lab.towers import Cosmos3Transformer
@@ -124,24 +125,56 @@ def prepare_denoise(
     Raises:
         ValueError: two choices contradict each other, or the request does not fit the checkpoint.
     """
-    preset = with_solver(get_preset(preset or request.preset or models.defaults.preset), solver)
     _check_fits(models, request)
+    request, made, preset = resolve_run(
+        models.configs,
+        request,
+        preset=preset,
+        schedule=schedule,
+        flow_shift=flow_shift,
+        use_karras_sigmas=use_karras_sigmas,
+        solver=solver,
+    )
+    cond, uncond = (encode or encode_prompts)(models, request, preset)
+    noise = (request.noise or _draw(models, request, preset)).to(models.device, solver_dtype(models, preset))
+    inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
+    return inputs, _initial_state(noise, step_index=0)
+
+
+def resolve_run(
+    configs: CheckpointConfigs,
+    request: Cosmos3T2VRequest,
+    *,
+    preset: str | Preset | None = None,
+    schedule: Schedule | ScheduleName | None = None,
+    flow_shift: float | None = None,
+    use_karras_sigmas: UseKarras = "preset",
+    solver: SolverName | Solver | None = None,
+) -> tuple[Cosmos3T2VRequest, Schedule, Preset]:
+    """What a run really uses: guidance in plain numbers, the sigmas, the recipe. Resolved once more they stay as they are.
+
+    Args:
+        configs: of the checkpoint; no weights are needed.
+        request: see `prepare_denoise`.
+        preset, schedule, flow_shift, use_karras_sigmas, solver: see `prepare_denoise`.
+
+    Raises:
+        ValueError: two choices contradict each other.
+    """
+    preset = with_solver(get_preset(preset or request.preset or configs.defaults.preset), solver)
     made = resolve_schedule(
         request.num_inference_steps,
         preset=preset,
         schedule=schedule,
         flow_shift=flow_shift,
         use_karras_sigmas=use_karras_sigmas,
-        scheduler_config=models.configs.scheduler,
-        default_flow_shift=models.defaults.flow_shift,
+        scheduler_config=configs.scheduler,
+        default_flow_shift=configs.defaults.flow_shift,
     )
     if not isinstance(request.guidance_scale, (int, float)):
         sigmas, with_sound = made.sigmas[:-1].tolist(), request.sound_frames is not None
         request = replace(request, guidance_scale=resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound))
-    cond, uncond = (encode or encode_prompts)(models, request, preset)
-    noise = (request.noise or _draw(models, request, preset)).to(models.device, solver_dtype(models, preset))
-    inputs = DenoiseInputs(request, made, cond, uncond, preset, models.fingerprint)
-    return inputs, _initial_state(noise, step_index=0)
+    return request, made, preset
 
 
 def needs_negative(request: Cosmos3T2VRequest, preset: Preset, *, first_step: int = 0) -> bool:

@@ -19,16 +19,16 @@ from cosmos3_lab.branch import load_state
 from cosmos3_lab.bundle import Bundle, check_video_name, read_noise
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, prepare_denoise
+from cosmos3_lab.denoise import Keep, StepRecord, prepare_denoise, resolve_run
 from cosmos3_lab.files import check_writable
 from cosmos3_lab.guidance_scale import Guidance, GuidanceScale
 from cosmos3_lab.latents import Latents
-from cosmos3_lab.manifest import prompt_manifest, read_inputs, run_manifest
+from cosmos3_lab.manifest import read_inputs, run_manifest
 from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset, UseKarras, get_preset
 from cosmos3_lab.request import Cosmos3T2VRequest
-from cosmos3_lab.run import TEXTS, Generation, Run, start_bundle, start_timer
+from cosmos3_lab.run import TEXTS, Generation, Run, begin_run, start_timer
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.solvers import Solver, SolverName
 from cosmos3_lab.timing import PhaseTimer
@@ -181,22 +181,33 @@ def run_request(
     if out is not None:
         check_writable(out)  # before the hours of work, not after
     timer = timer or start_timer(models)
-    recipe = {"preset": preset, "schedule": schedule, "flow_shift": flow_shift}
-    recipe |= {"use_karras_sigmas": use_karras_sigmas, "solver": solver}
+    request, schedule, preset = resolve_run(
+        models.configs,
+        request,
+        preset=preset,
+        schedule=schedule,
+        flow_shift=flow_shift,
+        use_karras_sigmas=use_karras_sigmas,
+        solver=solver,
+    )
 
     def whole_run() -> Generation:  # its tensors are not in the frame that an error goes out through
-        inputs, state = _prepare(models, request, timer, **recipe)
-        manifest = run_manifest(models, inputs)
-        if requested is not None:
-            manifest = prompt_manifest(models, inputs, requested["prompt"], requested["negative_prompt"]) | manifest
-        folder = {}
-        if out is not None:
-            about = {"manifest": manifest, "requested": requested, "name": name, "private": private}
-            folder = start_bundle(out, models, inputs, state, **about)
-        run = Run(models, inputs, state, manifest=manifest, timer=timer, keep=keep, save_every=save_every, **folder)
+        run = begin_run(
+            models,
+            request,
+            schedule=schedule,
+            preset=preset,
+            timer=timer,
+            keep=keep,
+            save_every=save_every,
+            requested=requested,
+            out=out,
+            name=name,
+            private=private,
+        )
         return _drive(run, should_stop, progress)
 
-    with freeing_memory(models, request):
+    with freeing_memory(models, request, preset):
         return whole_run()
 
 
@@ -229,7 +240,8 @@ def resume_run(
     timer.seconds |= {phase: record["timings"].get(phase, 0.0) for phase in timer.seconds if phase != "model_load"}
 
     def rest_of_run() -> Generation:
-        inputs, state = _prepare(models, request, timer, preset=preset, schedule=schedule)
+        with timer("inference"), timer("condition"):
+            inputs, state = prepare_denoise(models, request, preset=preset, schedule=schedule)
         file, saved = bundle.latents if bundle.latents.exists() else bundle.state, None
         if record["status"] != "denoising" or file.exists():  # a crash may have come before the first save
             state = load_state(file, inputs)
@@ -249,12 +261,12 @@ def resume_run(
         )
         return _drive(run, should_stop, progress)
 
-    with freeing_memory(models, request):
+    with freeing_memory(models, request, preset):
         return rest_of_run()
 
 
 def bundle_inputs(bundle: Bundle, record: Mapping[str, Any], models: Cosmos3Models) -> tuple[Cosmos3T2VRequest, Schedule, Preset]:
-    """The request, schedule and recipe of a run's folder, for `prepare_denoise`.
+    """The request, schedule and recipe of a run's folder, resolved, for `prepare_denoise`.
 
     Args:
         bundle: of the run.
@@ -273,17 +285,7 @@ def bundle_inputs(bundle: Bundle, record: Mapping[str, Any], models: Cosmos3Mode
     least, most = torch.cat([request.text_ids, request.neg_text_ids], 1).aminmax()
     if least < 0 or most >= models.config.vocab_size:
         raise ValueError(f"{bundle.path} has token ids that {models.defaults.name} does not know; load the run's own checkpoint")
-    return request, schedule, preset
-
-
-def _prepare(
-    models: Cosmos3Models,
-    request: Cosmos3T2VRequest,
-    timer: PhaseTimer,
-    **recipe: Any,  # noqa: ANN401  (of prepare_denoise)
-) -> tuple[DenoiseInputs, DenoiseState]:
-    with timer("inference"), timer("condition"):
-        return prepare_denoise(models, request, **recipe)
+    return resolve_run(models.configs, request, schedule=schedule, preset=preset)
 
 
 def _drive(run: Run, should_stop: Callable[[StepRecord], bool] | None, progress: bool) -> Generation:

@@ -15,8 +15,9 @@ Read next: `grid_sheet.py` (all cells in one mp4 or picture).
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import product
@@ -29,17 +30,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cosmos3_lab.checkpoint import Cosmos3Models
+from cosmos3_lab.configs import shown, whole_number
 from cosmos3_lab.decode import decode_latents
-from cosmos3_lab.denoise import Encode, denoise, prepare_denoise
+from cosmos3_lab.denoise import Encode, denoise, prepare_denoise, resolve_run
 from cosmos3_lab.files import check_writable, replacing
 from cosmos3_lab.guidance_scale import resolve_guidance
-from cosmos3_lab.latents import Latents
+from cosmos3_lab.latents import LARGEST_SEED, Latents
 from cosmos3_lab.manifest import plain
 from cosmos3_lab.media import Cosmos3GenerationOutput, read_mp4
 from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.plain import in_words, read_json, to_plain
 from cosmos3_lab.prepare import prepare_request
-from cosmos3_lab.presets import get_preset, resolve_schedule, with_solver
+from cosmos3_lab.presets import Preset
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.reuse import encode_once
 from cosmos3_lab.schedule import Schedule
@@ -50,7 +52,7 @@ RESERVED = {"models", "checkpoint", "request", "encode", "noise", "seed"}  # arg
 SIZE = ("num_frames", "height", "width", "fps")  # the same for all cells, or they could not be played in step
 Place = tuple[str, str, int]  # row, column, seed
 Value = float | int | bool | str
-Axis = Mapping[str, Sequence[Any]] | Mapping[str, Mapping[str, Any]]
+Axis = Mapping[str, Iterable[Any]] | Mapping[str, Mapping[str, Any]]
 Score = Callable[[Cosmos3GenerationOutput], Mapping[str, Value]]
 
 
@@ -132,7 +134,7 @@ def fill_grid(
     folder: str | Path,
     rows: Axis,
     columns: Axis | None = None,
-    seeds: Sequence[int] = (42,),
+    seeds: Iterable[Any] = (42,),
     score: Score | None = None,
     progress: bool = True,
     **settings: Any,  # noqa: ANN401  (of prepare_request and prepare_denoise)
@@ -143,10 +145,10 @@ def fill_grid(
         models: from `load_cosmos3`.
         prompt: of all cells, unless an axis changes it.
         folder: for the cells; made where it is missing.
-        rows: one setting and its values, `{"guidance_scale": [1, 3]}`, or labels with several settings each,
-            `{"PhyAI's": {"preset": "phyai"}, "ours": {}}`.
+        rows: one setting and its values, `{"guidance_scale": [1, 3]}` or `np.linspace(1, 3, 5)` in their place, or labels with
+            several settings each, `{"PhyAI's": {"preset": "phyai"}, "ours": {}}`.
         columns: in the same way; None for one column.
-        seeds: each makes a cell for every row and column, from the same noise.
+        seeds: whole numbers; each makes a cell for every row and column, from the same noise.
         score: called with each finished clip; what it returns is kept with the cell.
         progress: whether to show a tqdm bar.
         settings: of all cells: arguments of `prepare_request` and `prepare_denoise`.
@@ -158,10 +160,11 @@ def fill_grid(
     """
     folder = Path(folder)
     axes, common = (_labelled(rows), _labelled(columns or {"": {}})), {"prompt": prompt} | settings
+    asked, seeds = seeds, [whole_number("seed", seed, 0, LARGEST_SEED) for seed in _values(seeds)]
     if len(seeds) == 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"got seeds {list(seeds)}, expected at least one, and none twice")
+        raise ValueError(f"got seeds {shown(asked)}, expected a list of at least one, and none twice")
     wanted = {
-        (row, column, int(seed)): _merged(common, first, second)
+        (row, column, seed): _merged(common, first, second)
         for (row, first), (column, second), seed in product(axes[0].items(), axes[1].items(), seeds)
     }
     plans = {
@@ -173,11 +176,11 @@ def fill_grid(
     try:
         for place, plan in tqdm(plans.items(), desc="cells", unit="cell", disable=not progress):
             cell = _read_cell(folder, place, plan.key)
-            if cell is None:
-                with freeing_memory(models, plan.request):
+            with freeing_memory(models, plan.request, plan.preset):
+                if cell is None:
                     _make_cell(models, plan, folder / CELLS / plan.key, encode, score)
-            elif score is not None and not cell.scores:
-                _write_cell(cell.folder, cell.settings, _scored(score, cell.clip()), cell.seconds)
+                elif score is not None and not cell.scores:
+                    _write_cell(cell.folder, cell.settings, _scored(score, cell.clip()), cell.seconds)
     finally:
         del encode  # it holds the texts' K/V, and an error would keep it alive with this frame
     return open_grid(folder)
@@ -195,7 +198,9 @@ def open_grid(folder: str | Path) -> CompareGrid:
     folder = Path(folder)
     values = read_json(folder / GRID_FILE, format=GRID_FORMAT, version=VERSION)
     try:
-        rows, columns, seeds = (tuple(values[name]) for name in ("rows", "columns", "seeds"))
+        rows, columns, seeds = axes = [tuple(values[name]) for name in ("rows", "columns", "seeds")]
+        if math.prod(map(len, axes)) != len(values["cells"]):  # first: a small file can ask for a product that fills the memory
+            raise ValueError(f"it has {len(values['cells'])} cells, expected one for each row, column and seed")
         places = {(cell["row"], cell["column"], cell["seed"]): cell["key"] for cell in values["cells"]}
         if list(places) != list(product(rows, columns, seeds)) or not all(re.fullmatch(r"[0-9a-f]+", k) for k in places.values()):
             raise ValueError("its cells do not fit its rows, columns and seeds")
@@ -210,10 +215,11 @@ def open_grid(folder: str | Path) -> CompareGrid:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """A cell to be: its request, the arguments of `prepare_denoise`, all settings as plain values, and its name on disk."""
+    """A cell to be: what `resolve_run` made of its settings, all of them as plain values, and its name on disk."""
 
     request: Cosmos3T2VRequest
-    options: Mapping[str, Any]
+    schedule: Schedule
+    preset: Preset
     settings: Any
     key: str
 
@@ -222,9 +228,8 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
     """Label to settings."""
     if axis and all(isinstance(changes, Mapping) for changes in axis.values()):
         found = dict(axis)
-    elif len(axis) == 1 and len(next(iter(axis.values()))) > 0:
-        ((name, values),) = axis.items()
-        values = [_python(value) for value in values]
+    elif len(axis) == 1 and (values := _values(*axis.values())):
+        (name,) = axis
         twice = [value for i, value in enumerate(values) if value in values[:i]]
         if twice:
             raise ValueError(f"got the value {in_words(twice[0])} of {name} twice, expected no two that are equal")
@@ -234,12 +239,21 @@ def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
             same = sum(label == other or other.startswith(f"{label} #") for other in found)
             found[f"{label} #{same + 1}" if same else label] = {name: value}
     else:
-        raise ValueError(f"got {dict(axis)}, expected one setting with its values, or labels with the settings of each")
+        raise ValueError(
+            f"got {shown(dict(axis))}, expected one setting with its values, such as {{'guidance_scale': [1, 3]}}, or labels "
+            "with the settings of each"
+        )
     names = {name for changes in found.values() for name in changes}
     if names & set(SIZE):
         sizes = ", ".join(sorted(names & set(SIZE)))
         raise ValueError(f"got {sizes} on an axis, expected clips of one size, which can be played in step")
     return found
+
+
+def _values(values: Any) -> list[Any]:  # noqa: ANN401
+    """Those of an axis; none where it is no series: a number, or a text, whose letters nobody means."""
+    alone = isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
+    return [] if alone else [_python(value) for value in values]
 
 
 def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,8 +264,10 @@ def _merged(common: Mapping[str, Any], first: Mapping[str, Any], second: Mapping
 
 
 def _python(value: Any) -> Any:  # noqa: ANN401
-    """Numbers of NumPy become Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Numbers of NumPy and PyTorch become Python's, arrays lists of them."""
+    if isinstance(value, list | tuple):
+        return [_python(item) for item in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
 
 
 def _plan(models: Cosmos3Models, given: dict[str, Any], seed: int) -> _Plan:
@@ -263,15 +279,12 @@ def _plan(models: Cosmos3Models, given: dict[str, Any], seed: int) -> _Plan:
         given = {"num_inference_steps": given["schedule"].num_steps} | given
     request = prepare_request(models, **{name: value for name, value in given.items() if name in names[0]}, seed=seed)
     options = {name: value for name, value in given.items() if name in names[1]}
-    return _Plan(request, options, plain(given | {"seed": seed}), _key(models, request, options))
+    request, schedule, preset = resolve_run(models.configs, request, **options)
+    return _Plan(request, schedule, preset, plain(given | {"seed": seed}), _key(models, request, schedule, preset))
 
 
-def _key(models: Cosmos3Models, request: Cosmos3T2VRequest, options: Mapping[str, Any]) -> str:
+def _key(models: Cosmos3Models, request: Cosmos3T2VRequest, schedule: Schedule, preset: Preset) -> str:
     """Hash of all that a cell comes from as it takes effect: however it was asked for, what is the same has the same name."""
-    preset = with_solver(get_preset(options.get("preset") or request.preset or models.defaults.preset), options.get("solver"))
-    asked = {name: options[name] for name in ("schedule", "flow_shift", "use_karras_sigmas") if name in options}
-    own = {"scheduler_config": models.configs.scheduler, "default_flow_shift": models.defaults.flow_shift}
-    schedule = resolve_schedule(request.num_inference_steps, preset=preset, **asked, **own)
     sigmas, with_sound = schedule.sigmas[:-1].tolist(), request.sound_frames is not None
     guidance = resolve_guidance(request.guidance_scale, sigmas, with_sound=with_sound)
     tensors: dict[str, Tensor] = {}
@@ -296,7 +309,7 @@ def _make_cell(models: Cosmos3Models, plan: _Plan, folder: Path, encode: Encode,
     from safetensors.torch import save
 
     begin = perf_counter()
-    inputs, state = prepare_denoise(models, plan.request, **plan.options, encode=encode)
+    inputs, state = prepare_denoise(models, plan.request, schedule=plan.schedule, preset=plan.preset, encode=encode)
     for after, _ in denoise(models.transformer, inputs, state):
         state = after
     clean = state.latents.to("cpu")
@@ -335,7 +348,7 @@ def _write_grid(
     folder: Path, axes: tuple[Mapping[str, Any], Mapping[str, Any]], seeds: Sequence[int], keys: Mapping[Place, str]
 ) -> None:
     cells = [{"row": row, "column": column, "seed": seed, "key": key} for (row, column, seed), key in keys.items()]
-    labels = {"rows": list(axes[0]), "columns": list(axes[1]), "seeds": [int(seed) for seed in seeds]}
+    labels = {"rows": list(axes[0]), "columns": list(axes[1]), "seeds": list(seeds)}
     with replacing(folder / GRID_FILE) as temporary:
         values = {"format": GRID_FORMAT, "version": VERSION, **labels, "cells": cells}
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -19,18 +19,15 @@ from typing import Any, Literal
 
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.configs import check_choice
-from cosmos3_lab.denoise import Keep, StepRecord, prepare_denoise
+from cosmos3_lab.denoise import Keep, StepRecord, resolve_run
 from cosmos3_lab.files import check_writable
-from cosmos3_lab.manifest import prompt_manifest, run_manifest
 from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.prepare import prepare_request
 from cosmos3_lab.presets import Preset
-from cosmos3_lab.request import Cosmos3T2VRequest
-from cosmos3_lab.run import Generation, Run, start_bundle, start_timer
-from cosmos3_lab.timing import PhaseTimer
+from cosmos3_lab.run import Generation, Run, begin_run, start_timer
 
 Phase = Literal["idle", "preparing", "denoising", "decoding"]
-RECIPE = ("schedule", "flow_shift", "use_karras_sigmas", "solver")  # choices that `prepare_denoise` makes
+RECIPE = ("schedule", "flow_shift", "use_karras_sigmas", "solver")  # choices that `resolve_run` makes
 
 
 class Job:
@@ -148,7 +145,7 @@ class Job:
         try:
             self._tell()
             begin()
-            with freeing_memory(self.models, self.result.inputs.request), self._run.kept():
+            with freeing_memory(self.models, self.result.inputs.request, self.result.inputs.preset), self._run.kept():
                 self._denoise()
                 self._finish()
         except _Stopped:
@@ -163,22 +160,16 @@ class Job:
 
     def _begin(self, prompt: str, out: Path, preset: str | Preset | None, options: dict[str, Any]) -> None:
         check_writable(out)  # before the work, not after
+        requested = {"prompt": prompt, "preset": preset, **options}
         timer = start_timer(self.models)
         with timer("preprocess"):
             asked = {name: value for name, value in options.items() if name not in RECIPE}
             request = prepare_request(self.models, prompt, preset=preset, **asked)
-        with freeing_memory(self.models, request):
-            self._run = self._prepare(request, timer, out, prompt, {"preset": preset, **options})
-
-    def _prepare(self, request: Cosmos3T2VRequest, timer: PhaseTimer, out: Path, prompt: str, requested: dict[str, Any]) -> Run:
-        with timer("inference"), timer("condition"):
-            recipe = {name: requested[name] for name in ("preset", *RECIPE) if name in requested}
-            inputs, state = prepare_denoise(self.models, request, **recipe)
-        manifest = prompt_manifest(self.models, inputs, prompt, requested.get("negative_prompt"))
-        manifest |= run_manifest(self.models, inputs)
-        about = {"manifest": manifest, "requested": requested, "name": "video.mp4", "private": False}
-        folder = start_bundle(out, self.models, inputs, state, **about)
-        return Run(self.models, inputs, state, manifest=manifest, timer=timer, keep=self.keep, **folder)
+        recipe = {name: options[name] for name in RECIPE if name in options}
+        request, schedule, preset = resolve_run(self.models.configs, request, preset=preset, **recipe)
+        run = {"timer": timer, "keep": self.keep, "out": out, "requested": requested}
+        with freeing_memory(self.models, request, preset):
+            self._run = begin_run(self.models, request, schedule=schedule, preset=preset, **run)
 
     def _denoise(self) -> None:
         if self.result.stopped:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import torch
 
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.guidance import needs_uncond
+from cosmos3_lab.denoise import needs_negative
 from cosmos3_lab.memory import GIB, Placement, give_back
 from cosmos3_lab.plan import CONTEXT_ROOM, ClipPlan, plan_run
-from cosmos3_lab.presets import get_preset
+from cosmos3_lab.presets import Preset
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.settings import CheckpointConfigs
 from cosmos3_lab.sizes import latent_to_pixel_shape
@@ -29,14 +29,15 @@ class OutOfMemoryError(MemoryError):
 
 
 @contextmanager
-def freeing_memory(models: Cosmos3Models, request: Cosmos3T2VRequest) -> Iterator[None]:
+def freeing_memory(models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> Iterator[None]:
     """A block that may run out of memory, on the GPU or on the CPU.
 
     The function that has this block must not have tensors of the run in its own variables: its frame lives on in the new error.
 
     Args:
         models: that the block uses; in split placement all of them go home.
-        request: that the block works on.
+        request: that the block works on, resolved (`resolve_run`).
+        preset: that it works with.
 
     Raises:
         OutOfMemoryError: in place of PyTorch's error.
@@ -52,7 +53,7 @@ def freeing_memory(models: Cosmos3Models, request: Cosmos3T2VRequest) -> Iterato
     give_back(models.device)
     if models.placement == "split":
         models.place("stream")
-    told = OutOfMemoryError(out_of_memory_words(models.configs, request, models.placement, *_memory_of(models.device)))
+    told = OutOfMemoryError(out_of_memory_words(models.configs, request, preset, models.placement, *_memory_of(models.device)))
     for note in notes:
         told.add_note(note)
     raise told
@@ -80,7 +81,12 @@ def _memory_of(device: torch.device) -> tuple[int | None, int]:
 
 
 def out_of_memory_words(
-    configs: CheckpointConfigs, request: Cosmos3T2VRequest, placement: Placement, available: int | None, total: int
+    configs: CheckpointConfigs,
+    request: Cosmos3T2VRequest,
+    preset: Preset,
+    placement: Placement,
+    available: int | None,
+    total: int,
 ) -> str:
     """What was needed, what there is, and the cheapest change that fits.
 
@@ -88,22 +94,21 @@ def out_of_memory_words(
 
     Args:
         configs: of the checkpoint.
-        request: that did not fit.
+        request: that did not fit, resolved (`resolve_run`).
+        preset: that it ran with.
         placement: that it ran in.
         available: bytes that a run may have on the GPU, its weights included; None on the CPU.
         total: bytes of the device.
     """
     media, sound = configs.media, request.sound_frames is not None
     frames, height, width = latent_to_pixel_shape(request.video_shape, temporal=media.temporal, spatial=media.spatial)
-    w, preset = request.guidance_scale, request.preset or get_preset(configs.defaults.preset)
-    guided = not isinstance(w, int | float) or needs_uncond(w, preset.skip_guidance)
-    texts = (request.text_ids.shape[1], *([request.neg_text_ids.shape[1]] if guided else []))
+    prompts = (request.text_ids, request.neg_text_ids) if needs_negative(request, preset) else (request.text_ids,)
     plan = plan_run(
         configs,
         [(height, width, frames)],
         with_sound=sound,
         num_inference_steps=request.num_inference_steps,
-        text_tokens=texts,
+        text_tokens=tuple(ids.shape[1] for ids in prompts),
         gpu_memory=None if available is None else (available + CONTEXT_ROOM) / GIB,
         rates=H100,  # seconds are not told
     )

@@ -88,7 +88,7 @@ def replay(folder: str | Path, models: Cosmos3Models, *, progress: bool = True) 
             state = after
         return state.latents.to("cpu"), run_manifest(models, inputs), noise
 
-    with freeing_memory(models, request):
+    with freeing_memory(models, request, preset):
         latents, settings, noise = again()
     differences = _differences(record, settings, machine_manifest(models), noise)
     if latents_hashes(stored) != record["hashes"].get("latents"):

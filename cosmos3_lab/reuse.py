@@ -6,6 +6,8 @@
 Read next: `grid.py`, `tree_files.py`.
 """
 
+from functools import partial
+
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.denoise import Encode, encode_prompts, needs_negative
 from cosmos3_lab.presets import Preset
@@ -17,18 +19,17 @@ Pair = tuple[Cosmos3Condition, Cosmos3Condition | None]
 
 def encode_once() -> Encode:
     """A function like `encode_prompts` that remembers, as long as it lives, what it encoded."""
-    known: dict[tuple[object, ...], Pair] = {}
+    return partial(_encode, {})  # an argument, because what a closure holds would live on in the traceback of an error
 
-    def encode(models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> Pair:
-        # Everything that the K/V and the places of the media tokens depend on.
-        texts = (request.text_ids, request.text_mask, request.neg_text_ids, request.neg_text_mask)
-        size = (request.video_shape, float(request.fps), request.sound_frames, request.sound_latent_fps)
-        key = (models.fingerprint, *size, *(tuple(text.flatten().tolist()) for text in texts))
-        needed = needs_negative(request, preset)
-        if key not in known or (needed and known[key][1] is None):
-            known[key] = encode_prompts(models, request, preset)
-        models.place("gen")
-        cond, uncond = known[key]
-        return cond, uncond if needed else None
 
-    return encode
+def _encode(known: dict[tuple[object, ...], Pair], models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> Pair:
+    # Everything that the K/V and the places of the media tokens depend on.
+    texts = (request.text_ids, request.text_mask, request.neg_text_ids, request.neg_text_mask)
+    size = (request.video_shape, float(request.fps), request.sound_frames, request.sound_latent_fps)
+    key = (models.fingerprint, *size, *(tuple(text.flatten().tolist()) for text in texts))
+    needed = needs_negative(request, preset)
+    if key not in known or (needed and known[key][1] is None):
+        known[key] = encode_prompts(models, request, preset)
+    models.place("gen")
+    cond, uncond = known[key]
+    return cond, uncond if needed else None

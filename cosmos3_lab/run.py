@@ -22,7 +22,7 @@ from cosmos3_lab.bundle import FORMAT, VERSION, Bundle, check_video_name, create
 from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.contact_sheet import write_contact_sheet
 from cosmos3_lab.decode import decode_latents
-from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Keep, StepRecord, denoise, prepare_denoise
 from cosmos3_lab.latents import Latents
 from cosmos3_lab.manifest import (
     ids_manifest,
@@ -32,10 +32,15 @@ from cosmos3_lab.manifest import (
     package_version,
     peak_memory,
     plain,
+    prompt_manifest,
     reset_peak_memory,
+    run_manifest,
     sha256_of,
 )
 from cosmos3_lab.media import Cosmos3GenerationOutput
+from cosmos3_lab.presets import Preset
+from cosmos3_lab.request import Cosmos3T2VRequest
+from cosmos3_lab.schedule import Schedule
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.timing import PhaseTimer
 
@@ -122,7 +127,7 @@ class Run:
             manifest: of `Generation`.
             timer: counts its phases.
             keep: what the records hold; see `generate`.
-            bundle: its folder, from `start_bundle` or an earlier session; None keeps nothing on disk.
+            bundle: its folder, new or of an earlier session; None keeps nothing on disk.
             record: the folder's manifest.
             save_every: steps between two saves; None as often as costs `SAVE_SHARE`.
             saved: step of the state that the folder has.
@@ -290,32 +295,44 @@ def resume_words(folder: Path) -> str:
     return f"cosmos3-lab generate --resume {shlex.quote(str(folder))}"
 
 
-def start_bundle(
-    out: str | Path,
+def begin_run(
     models: Cosmos3Models,
-    inputs: DenoiseInputs,
-    state: DenoiseState,
+    request: Cosmos3T2VRequest,
     *,
-    manifest: Mapping[str, Any],
-    requested: Mapping[str, Any] | None,
-    name: str,
-    private: bool,
-) -> dict[str, Any]:
-    """A folder for a run that begins, and its manifest: the arguments `bundle` and `record` of `Run`.
+    schedule: Schedule,
+    preset: Preset,
+    timer: PhaseTimer,
+    keep: Keep = "summary",
+    save_every: int | None = None,
+    requested: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    name: str = "video.mp4",
+    private: bool = False,
+) -> Run:
+    """Encode the prompts, draw the noise and, where there is to be a folder, make it: a run before its first step.
 
     Args:
-        out: where the folder is made.
-        models, inputs, state: of the run, before its first step.
-        manifest: of `Generation`, with texts if they are known.
-        requested: the arguments of `generate`.
+        models: from `load_cosmos3`.
+        request, schedule, preset: from `resolve_run`.
+        timer, keep, save_every: see `Run`.
+        requested: the arguments of `generate`, with "prompt"; None where the texts are not known.
+        out: where the run's folder is made; None keeps nothing on disk.
         name: of the mp4.
         private: leaves out the prompts and the machine, and token ids once it is finished.
 
     Raises:
-        OSError: it cannot be written.
+        ValueError: the request does not fit the checkpoint.
+        OSError: the folder cannot be written.
     """
-    texts = {key: manifest[key] for key in TEXTS if key in manifest}
-    asked = None if requested is None else {k: plain(v) for k, v in requested.items() if k not in TEXTS}
+    with timer("inference"), timer("condition"):
+        inputs, state = prepare_denoise(models, request, schedule=schedule, preset=preset)
+    settings, texts, asked = run_manifest(models, inputs), {}, None
+    if requested is not None:
+        texts = prompt_manifest(models, inputs, requested["prompt"], requested.get("negative_prompt"))
+        asked = {key: plain(value) for key, value in requested.items() if key not in TEXTS}
+    run = {"manifest": texts | settings, "timer": timer, "keep": keep, "save_every": save_every}
+    if out is None:
+        return Run(models, inputs, state, **run)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -324,11 +341,11 @@ def start_bundle(
         "video": check_video_name(name),
         "texts": ({} if private else texts) | ids_manifest(inputs.request),
         "requested": asked,
-        "effective": {key: plain(value) for key, value in manifest.items() if key not in TEXTS},
+        "effective": {key: plain(value) for key, value in settings.items()},
         **inputs_manifest(inputs),
         "machine": None if private else machine_manifest(models),
         "hashes": {"noise": latents_hashes(state.latents)},
         "timings": {},
         "peak_memory": {},
     }
-    return {"bundle": create_bundle(out, record, noise=inputs.request.noise), "record": record}
+    return Run(models, inputs, state, bundle=create_bundle(out, record, noise=inputs.request.noise), record=record, **run)

@@ -154,7 +154,7 @@ def plant(
     Raises:
         MemoryError: it did not fit; says what was needed and what would fit. So do `branch_off`, `resume` and `iter_resume`.
     """
-    with freeing_memory(models, inputs.request):
+    with freeing_memory(models, inputs.request, inputs.preset):
         return _finish(models, RunTree((Branch(name, None, "", inputs, (move_state(state, "cpu"),)),)), name, stop, every)
 
 
@@ -196,7 +196,7 @@ def branch_off(
         branch = Branch(name, origin.name, words, inputs, (move_state(state, "cpu"),))
         return _finish(models, RunTree((*tree.branches, branch)), name, stop, every)
 
-    with freeing_memory(models, origin.inputs.request):
+    with freeing_memory(models, origin.inputs.request, origin.inputs.preset):
         return grown()
 
 
@@ -209,7 +209,7 @@ def resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | None 
         name: of the branch.
         stop, every: see `plant`.
     """
-    with freeing_memory(models, tree[name].inputs.request):
+    with freeing_memory(models, tree[name].inputs.request, tree[name].inputs.preset):
         return _finish(models, tree, name, stop, every)
 
 
@@ -219,7 +219,7 @@ def iter_resume(models: Cosmos3Models, tree: RunTree, name: str, *, stop: int | 
     Args:
         models, tree, name, stop, every: see `resume`.
     """
-    with freeing_memory(models, tree[name].inputs.request):
+    with freeing_memory(models, tree[name].inputs.request, tree[name].inputs.preset):
         yield from _grow(models, tree, name, stop, every)
 
 

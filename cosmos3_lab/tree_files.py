@@ -25,10 +25,11 @@ from torch import Tensor
 
 from cosmos3_lab.branch import load_state, save_state
 from cosmos3_lab.checkpoint import Cosmos3Models
-from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, StepRecord
+from cosmos3_lab.denoise import DenoiseInputs, DenoiseState, Encode, StepRecord
 from cosmos3_lab.files import check_writable, replacing
 from cosmos3_lab.guidance_scale import Guidance
 from cosmos3_lab.latents import Latents
+from cosmos3_lab.out_of_memory import freeing_memory
 from cosmos3_lab.plain import from_plain, read_json, to_plain
 from cosmos3_lab.presets import Preset
 from cosmos3_lab.request import Cosmos3T2VRequest
@@ -107,21 +108,42 @@ def load_tree(folder: str | Path, models: Cosmos3Models) -> RunTree:
 
     Raises:
         ValueError: it is no such folder, a file of it is missing or damaged, or it belongs to another checkpoint.
+        MemoryError: encoding the prompts did not fit; says what a run of the root needs and what would fit.
     """
     folder = Path(folder)
     values = read_json(folder / FILE, format=FORMAT, version=VERSION)
     if values.get("checkpoint") != models.fingerprint:
         raise ValueError(f"{folder} holds runs of another checkpoint; load the one that made them, or choose another folder")
-    encode = encode_once()
+
+    def read() -> tuple[Branch, ...]:  # its tensors are not in the frame that an error goes out through
+        encode, branches = encode_once(), []
+        for plain in values["branches"]:
+            branches.append(_read_branch(plain, folder, models, encode))
+        return tuple(branches)
+
     try:
-        branches = tuple(_read_branch(plain, folder, models, encode) for plain in values["branches"])
+        if not values["branches"]:
+            raise ValueError(f"{folder / FILE} is damaged: it holds no branches")
+        root = _read_settings(values["branches"][0], folder)
+        with freeing_memory(models, root["request"], root["preset"]):
+            branches = read()
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / FILE} is damaged: {type(error).__name__} {error}") from error
     _check_family(branches, folder)
     return RunTree(branches)
 
 
-def _read_branch(plain: dict[str, Any], folder: Path, models: Cosmos3Models, encode: Any) -> Branch:  # noqa: ANN401
+def _read_branch(plain: dict[str, Any], folder: Path, models: Cosmos3Models, encode: Encode) -> Branch:
+    settings = _read_settings(plain, folder)
+    cond, uncond = encode(models, settings["request"], settings["preset"])
+    inputs = DenoiseInputs(**settings, cond=cond, uncond=uncond if plain["negative"] else None)
+    records = tuple(from_plain(record, {}, records=RECORDS) for record in plain["records"])
+    states = tuple(move_state(load_state(_inside(folder, name), inputs), "cpu") for name in plain["states"])
+    return Branch(plain["name"], plain["parent"], plain["note"], inputs, states, records)
+
+
+def _read_settings(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fields of `DenoiseInputs`, but those that are encoded."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -130,12 +152,7 @@ def _read_branch(plain: dict[str, Any], folder: Path, models: Cosmos3Models, enc
         tensors = load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
-    settings = from_plain(plain["inputs"], tensors, records=RECORDS)
-    cond, uncond = encode(models, settings["request"], settings["preset"])
-    inputs = DenoiseInputs(**settings, cond=cond, uncond=uncond if plain["negative"] else None)
-    records = tuple(from_plain(record, {}, records=RECORDS) for record in plain["records"])
-    states = tuple(move_state(load_state(_inside(folder, name), inputs), "cpu") for name in plain["states"])
-    return Branch(plain["name"], plain["parent"], plain["note"], inputs, states, records)
+    return from_plain(plain["inputs"], tensors, records=RECORDS)
 
 
 def _inside(folder: Path, name: object) -> Path:
@@ -153,8 +170,6 @@ def _check_family(branches: Sequence[Branch], folder: Path) -> None:
         if orphan or branch.name in seen or not rising:
             raise ValueError(f"{folder / FILE} is damaged: branch {branch.name!r} does not fit into the tree")
         seen.add(branch.name)
-    if not seen:
-        raise ValueError(f"{folder / FILE} is damaged: it holds no branches")
 
 
 def _digest(settings: str, state: DenoiseState) -> str:

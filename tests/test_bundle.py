@@ -45,9 +45,11 @@ from cosmos3_lab.cli import app
 from cosmos3_lab.contact_sheet import draw_contact_sheet
 from cosmos3_lab.costs import nano_configs
 from cosmos3_lab.interruption import Terminated, terminable
+from cosmos3_lab.job import Job
 from cosmos3_lab.manifest import plain, sha256_of
 from cosmos3_lab.memory import GIB
-from cosmos3_lab.out_of_memory import out_of_memory_words
+from cosmos3_lab.out_of_memory import OutOfMemoryError, out_of_memory_words
+from cosmos3_lab.plan import plan_run
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
 from cosmos3_lab.replay import CLOSE, read_latents
 from cosmos3_lab.request import Cosmos3T2VRequest
@@ -132,6 +134,20 @@ def test_the_manifest_says_what_was_asked_and_what_was_done(finished, tiny):
     assert m["hashes"]["noise"]["sound"] == sha256_of(init_latents((2, 2, 3), channels=8, sound_frames=8, sound_dim=4).sound)
     assert m["peak_memory"]["process"] > 100e6
     assert m["timings"]["denoise"] == finished.timings["denoise"] > 0
+
+
+def test_a_job_begins_its_run_as_generate_does(finished, tiny, tmp_path):
+    job = Job(tiny)
+    job.start(PROMPT, with_sound=True, out=tmp_path, **ASK)
+    assert job.join(120.0)
+    assert job.error is None
+    ours, theirs = manifest_of(job.result), manifest_of(finished)
+    assert ours["requested"] == {"preset": None, "with_sound": True} | {k: v for k, v in ASK.items() if k != "negative_prompt"}
+    differ = {key for key in theirs if ours[key] != theirs[key]}
+    assert differ <= {"requested", "timings", "peak_memory"}
+    assert list(ours) == list(theirs)
+    assert list(ours["timings"]) == list(theirs["timings"])
+    assert all(ours["timings"][phase] > 0 for phase in (*run_module.PHASES[1:], "condition"))
 
 
 def test_prompts_name_no_file(finished):
@@ -618,7 +634,9 @@ def test_after_running_out_of_memory_everything_is_let_go(tiny, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(run_module, where, fill)
-        with pytest.raises(MemoryError, match=r"out of memory on the CPU: 32x48x5 needs about [\d.]+ MiB by the plan") as caught:
+        with pytest.raises(
+            OutOfMemoryError, match=r"out of memory on the CPU: 32x48x5 needs about [\d.]+ MiB by the plan"
+        ) as caught:
             run(tiny, out=tmp_path)
     gc.collect()
     assert [ref() for ref in held] == [None, None], "the error that is still here keeps them"
@@ -649,7 +667,7 @@ def nano_request(height=720, width=1280, frames=189):
     ids=["split would fit", "smaller would fit"],
 )
 def test_the_message_has_the_plans_numbers_and_the_cheapest_change(gib, total, placement, words):
-    said = out_of_memory_words(nano_configs(), nano_request(), placement, gib * GIB, total * GIB)
+    said = out_of_memory_words(nano_configs(), nano_request(), PRESETS["native"], placement, gib * GIB, total * GIB)
     assert "\n" not in said
     for word in words:
         assert word in said
@@ -657,8 +675,38 @@ def test_the_message_has_the_plans_numbers_and_the_cheapest_change(gib, total, p
 
 def test_the_message_admits_that_it_should_have_fit(tiny):
     request = prepare_request(tiny, PROMPT, **QUICK)
-    said = out_of_memory_words(tiny.configs, request, "resident", 8 * GIB, 8 * GIB)
+    said = out_of_memory_words(tiny.configs, request, PRESETS["native"], "resident", 8 * GIB, 8 * GIB)
     assert re.search(r"32x48x1 needs [\d.]+ MiB resident, [\d.]+ MiB split by the plan.*; that should fit resident", said)
+
+
+@pytest.mark.parametrize(
+    ("scale", "preset", "needed"),
+    [
+        (1, None, False),
+        (2, None, True),
+        (0.5, None, True),
+        (0.5, "phyai", False),  # the run's preset and not that of the request
+        ([1, 1], None, False),
+        ([1, 2], None, True),
+        (lambda step, sigma: 1.0, None, False),
+        (GuidanceInterval(6.0, 0.0, 1e-6), None, False),
+        (Guidance([6, 1], zero_steps=1), None, False),
+        (Guidance(1, sound_scale=3), None, False),  # there is no sound
+    ],
+    ids=repr,
+)
+def test_the_message_counts_the_prompts_that_the_run_encodes(tiny, monkeypatch, scale, preset, needed):
+    request = prepare_request(tiny, PROMPT, guidance_scale=scale, **QUICK)
+    assert (run_request(tiny, request, preset=preset, progress=False).inputs.uncond is not None) == needed
+    counted = []
+    monkeypatch.setattr(
+        "cosmos3_lab.out_of_memory.plan_run", lambda *a, **k: counted.append(k["text_tokens"]) or plan_run(*a, **k)
+    )
+    crash_in(monkeypatch, "denoise", NO_ROOM[0])
+    with pytest.raises(OutOfMemoryError):
+        run_request(tiny, request, preset=preset, progress=False)
+    texts = (request.text_ids, request.neg_text_ids) if needed else (request.text_ids,)
+    assert counted == [tuple(ids.shape[1] for ids in texts)]
 
 
 @pytest.mark.cuda

@@ -12,11 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cosmos3_lab import read_mp4
+from cosmos3_lab import generate, read_mp4
 from cosmos3_lab.checkpoint import Defaults
 from cosmos3_lab.cli import app
+from cosmos3_lab.manifest import sha256_of
 from cosmos3_lab.run import PHASES
 from cosmos3_lab.settings import PICO
+from cosmos3_lab.solvers import Solver
 
 SMALL = ["--num-frames", "1", "--height", "32", "--width", "32", "--steps", "2", "--negative-prompt", "blurry", "--device", "cpu"]
 KEPT = ["contact_sheet.png", "latents.safetensors", "manifest.json"]
@@ -80,6 +82,7 @@ def test_generate_with_every_flag(tiny_folder, tmp_path):
         "--guidance-scale": 2,
         "--flow-shift": 5,
         "--use-karras-sigmas": "false",
+        "--solver": "heun",
         "--preset": "phyai",
         "--seed": 7,
         "--device": "cpu",
@@ -91,7 +94,7 @@ def test_generate_with_every_flag(tiny_folder, tmp_path):
     printed = succeeded("generate", "--checkpoint", tiny_folder, "--sound", *words)
     assert "prompt: a red [bold] ball bounces" in printed
     assert "torch.bfloat16, cpu, split" in printed
-    line = "5 frames 32x48 at 12 fps, 3 steps, guidance 2, phyai-flow (shift 5), preset phyai, seed 7,"
+    line = "5 frames 32x48 at 12 fps, 3 steps, guidance 2, phyai-flow (shift 5), preset phyai, Heun, seed 7,"
     assert line in " ".join(printed.split())
     clip = read_mp4(tmp_path / "made" / "run_001" / "video_with_sound.mp4")
     assert clip.frames.shape == (5, 32, 48, 3)
@@ -132,6 +135,49 @@ def test_use_karras_sigmas(tiny_folder, choice, schedule):
     assert f"guidance 6, {schedule}" in " ".join(printed.split())
 
 
+@pytest.mark.parametrize(
+    ("flags", "used", "said", "asked"),
+    [
+        ([], ("unipc", 2, True), "", None),
+        (["--solver", "unipc"], ("unipc", 2, True), "", "unipc"),
+        (["--solver", "euler"], ("euler", 2, True), ", Euler", "euler"),
+        (["--solver", "heun"], ("heun", 2, True), ", Heun", "heun"),
+        (["--solver-order", 3], ("unipc", 3, True), ", UniPC 3", "Solver(name='unipc', order=3, corrector=True)"),
+        (
+            ["--solver", "unipc", "--solver-order", 1, "--no-corrector"],
+            ("unipc", 1, False),
+            ", UniPC 1, no corrector",
+            "Solver(name='unipc', order=1, corrector=False)",
+        ),
+    ],
+    ids=str,
+)
+def test_solvers_are_those_of_the_library(tiny, tiny_folder, flags, used, said, asked):
+    """The latents are those of `generate` with the same solver, and a replay takes it from the manifest."""
+    printed = succeeded("generate", "--checkpoint", tiny_folder, "--prompt", "a red ball", *SMALL, "--steps", 4, *flags)
+    assert f"preset native{said}, seed 42" in " ".join(printed.split())
+    manifest = json.loads(Path("outputs/run_001/manifest.json").read_text())
+    assert manifest["requested"]["solver"] == asked
+    for preset in (manifest["effective"]["choices"], manifest["solver"]["preset"]):
+        assert (preset["solver"], preset["solver_order"], preset["corrector"]) == used
+    size = {"num_frames": 1, "height": 32, "width": 32, "num_inference_steps": 4}
+    ours = generate(tiny, "a red ball", negative_prompt="blurry", **size, solver=Solver(*used), progress=False)
+    assert manifest["hashes"]["latents"] == {"video": sha256_of(ours.latents.video)}
+    assert "bit-identical" in succeeded("replay", "outputs/run_001", "--checkpoint", tiny_folder, "--device", "cpu")
+
+
+def test_a_run_goes_on_with_its_own_solver(tiny, tiny_folder, monkeypatch):
+    command = ("generate", "--checkpoint", tiny_folder, *QUICK, "--solver", "heun")
+    with monkeypatch.context() as patched:
+        patched.setattr("cosmos3_lab.run.Run.steps", lambda self: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert "the disk is full" in call(*command).stderr
+    assert "with --resume" in failed("generate", "--resume", "outputs/run_001", "--solver", "euler")
+    assert ", Heun, seed 42" in " ".join(succeeded("generate", "--resume", "outputs/run_001", "--device", "cpu").split())
+    succeeded(*command)
+    first, second = (json.loads(Path(f"outputs/run_00{i}/manifest.json").read_text()) for i in (1, 2))
+    assert first["hashes"] == second["hashes"]
+
+
 def test_auto_follows_the_checkpoints_file(folder):
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"use_karras_sigmas": False, "flow_shift": 3}))
@@ -158,6 +204,11 @@ def test_auto_follows_the_checkpoints_file(folder):
         (["--flow-shift", "5", "--use-karras-sigmas", "true"], ["flow_shift 5", "Karras"]),
         (["--flow-shift", "5", "--use-karras-sigmas", "auto"], ["flow_shift 5", "Karras"]),
         (["--flow-shift", "0"], ["flow_shift 0"]),
+        (["--solver", "eulr"], ["got solver='eulr'", "'unipc', 'euler', 'heun'"]),
+        (["--solver", "eulr", "--no-corrector"], ["got solver='eulr'"]),
+        (["--solver-order", "4"], ["solver_order 4", "1, 2 or 3"]),
+        (["--solver", "heun", "--solver-order", "3"], ["--solver-order", "heun", "leave it out"]),
+        (["--solver", "euler", "--no-corrector"], ["--no-corrector", "euler"]),
         (["--device", "gpu"], ["'gpu'", "'cuda'"]),
         (["--checkpoint", "gone"], ["gone is not a folder"]),
     ],
@@ -298,6 +349,7 @@ def test_no_command_shows_the_help():
         ["--height", "50"],
         ["--steps", "0"],
         ["--prompt", " "],
+        ["--solver", "eulr"],
         ["--flow-shift", "5", "--use-karras-sigmas", "true"],
     ],
 )

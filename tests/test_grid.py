@@ -21,6 +21,8 @@ from cosmos3_lab.figure_canvas import LabFigure
 from cosmos3_lab.grid import fill_grid, open_grid
 from cosmos3_lab.grid_sheet import grid_clip, plot_grid, save_grid_mp4, score_words
 from cosmos3_lab.guidance_scale import Guidance, GuidanceInterval
+from cosmos3_lab.out_of_memory import OutOfMemoryError
+from cosmos3_lab.plain import in_words
 from cosmos3_lab.presets import PRESETS
 from cosmos3_lab.schedule import karras_schedule
 from cosmos3_lab.solvers import Solver
@@ -131,6 +133,11 @@ def test_schedules_may_be_on_an_axis(pico, tmp_path):
         ({"rows": {"seed": [1, 2]}}, "got seed, expected settings among"),
         ({"rows": {"guidance_scale": [1.0]}, "seeds": [1, 1]}, "none twice"),
         ({"rows": {"guidance_scale": [1.0]}, "seeds": []}, "at least one"),
+        ({"rows": {"guidance_scale": [1.0]}, "seeds": np.linspace(0, 1, 2)}, r"got seed 0\.0, expected a whole number"),
+        ({"rows": {"guidance_scale": np.array(3.0)}}, "expected one setting with its values"),
+        ({"rows": {"guidance_scale": np.array([])}}, "expected one setting with its values"),
+        ({"rows": {"guidance_scale": np.array([1.0, np.nan])}}, "got guidance_scale nan"),
+        ({"rows": {"prompt": "a red ball"}}, "got {'prompt': 'a red ball'}, expected one setting with its values"),
     ],
 )
 def test_grids_that_cannot_be_are_refused_before_anything_is_made(pico, tmp_path, axes, says):
@@ -184,6 +191,33 @@ def test_whatever_can_be_a_setting_can_be_compared(tiny, tmp_path, axis, labels)
     assert plot_grid(grid).png()
 
 
+@pytest.mark.parametrize(
+    ("values", "settings"),
+    [
+        (np.linspace(1, 3, 3), [1.0, 2.0, 3.0]),
+        (np.arange(1, 3), [1, 2]),
+        (torch.linspace(1, 3, 3), [1.0, 2.0, 3.0]),
+        (np.float32([[1, 1, 3, 3], [3, 3, 1, 1]]), [[1.0, 1.0, 3.0, 3.0], [3.0, 3.0, 1.0, 1.0]]),
+        ([tuple(np.float32([1, 1, 3, 3]))], [[1.0, 1.0, 3.0, 3.0]]),
+        ((w for w in np.float32([1, 3])), [1.0, 3.0]),
+        ({1: "one", 3: "three"}.keys(), [1, 3]),
+    ],
+    ids=["linspace", "arange", "torch", "two axes", "tuple of numbers", "generator", "keys"],
+)
+def test_whatever_can_be_gone_through_is_an_axis_and_is_saved_as_plain_values(tiny, tmp_path, values, settings):
+    quick = SMALL | {"flow_shift": np.float32(2.5)}
+    grid = fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": values}, seeds=np.arange(5, 6), **quick)
+    stored = json.loads((tmp_path / "grid.json").read_text())
+    assert stored["seeds"] == [5]
+    assert stored["rows"] == [f"guidance_scale {in_words(value)}" for value in settings]
+    saved = [cell.settings["guidance_scale"] for cell in grid.cells]
+    assert repr(saved) == repr(settings)  # 1 and 1.0 are not the same here
+    assert {cell.settings["flow_shift"] for cell in grid.cells} == {2.5}
+    assert re.fullmatch("[0-9a-f]{16}", grid.cells[0].folder.name)
+    again = fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": settings}, seeds=[5], **SMALL, flow_shift=2.5)
+    assert [cell.folder for cell in again.cells] == [cell.folder for cell in grid.cells]
+
+
 def test_what_takes_effect_names_the_cell_and_not_how_it_was_asked_for(tiny, tmp_path, monkeypatch):
     options = {"folder": tmp_path, "seeds": [1], **SMALL}
     first = fill_grid(tiny, PROMPT, rows={"guidance_scale": [3.0]}, **options).cells[0]
@@ -203,11 +237,43 @@ def test_after_running_out_of_memory_everything_is_let_go(tiny, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr("cosmos3_lab.grid.denoise", fill)
-        with pytest.raises(MemoryError, match="out of memory on the CPU: 32x48x1 needs about") as caught:
+        with pytest.raises(OutOfMemoryError, match="out of memory on the CPU: 32x48x1 needs about") as caught:
             fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": [3.0]}, **SMALL)
     gc.collect()
     assert [ref() for ref in held] == [None, None], f"{caught.value!r}, which is still here, keeps them"
     assert fill_grid(tiny, PROMPT, folder=tmp_path, rows={"guidance_scale": [3.0]}, **SMALL).finished
+
+
+def test_after_running_out_of_memory_with_the_second_prompt_the_first_is_let_go_too(tiny, tmp_path, monkeypatch):
+    import cosmos3_lab.reuse
+
+    held, encode = [], cosmos3_lab.reuse.encode_prompts
+
+    def fill(*args):
+        if held:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        cond, uncond = encode(*args)
+        held.append(weakref.ref(cond))
+        return cond, uncond
+
+    monkeypatch.setattr("cosmos3_lab.reuse.encode_prompts", fill)
+    with pytest.raises(OutOfMemoryError, match="out of memory on the CPU") as caught:
+        fill_grid(tiny, PROMPT, folder=tmp_path, rows={"prompt": ["one ball", "two balls"]}, **SMALL)
+    gc.collect()
+    assert [ref() for ref in held] == [None], f"{caught.value!r}, which is still here, keeps it"
+    assert len(open_grid(tmp_path).cells) == 1
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new cell", "finished cell"])
+def test_a_score_that_runs_out_of_memory_is_the_same_error(tiny, tmp_path, there):
+    def score(clip):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    options = {"folder": tmp_path, "rows": {"guidance_scale": [3.0]}, **SMALL}
+    if there:
+        fill_grid(tiny, PROMPT, **options)
+    with pytest.raises(OutOfMemoryError, match="out of memory on the CPU: 32x48x1 needs about"):
+        fill_grid(tiny, PROMPT, score=score, **options)
 
 
 SLOW = """
@@ -341,3 +407,12 @@ def test_damage_is_one_clear_error(grid, tmp_path):
     (tmp_path / "cells" / "ab" / "cell.json").write_bytes((grid.cells[0].folder / "cell.json").read_bytes())
     with pytest.raises(ValueError, match="ab is damaged; delete it"):
         open_grid(tmp_path)
+
+
+def test_a_small_file_cannot_ask_for_a_grid_that_fills_the_memory(grid, tmp_path, monkeypatch):
+    values = json.loads((grid.folder / "grid.json").read_text())
+    monkeypatch.setattr("cosmos3_lab.grid.product", lambda *a: pytest.fail("made before the lengths were compared"))
+    for axes in ({"rows": ["x"] * 10**5, "columns": "y" * 10**5}, {"seeds": [1]}, {"columns": []}):
+        (tmp_path / "grid.json").write_text(json.dumps(values | axes))
+        with pytest.raises(ValueError, match=r"grid\.json is damaged: it has 8 cells, expected one for each row"):
+            open_grid(tmp_path)

@@ -16,6 +16,7 @@ from cosmos3_lab.branch import save_state
 from cosmos3_lab.explore_figures import _in_lanes as in_lanes
 from cosmos3_lab.explore_figures import plot_tree
 from cosmos3_lab.figure_canvas import LabAxes
+from cosmos3_lab.out_of_memory import OutOfMemoryError
 from cosmos3_lab.plain import from_plain, to_plain
 from cosmos3_lab.preview import latent_preview
 from cosmos3_lab.reuse import encode_once
@@ -171,11 +172,33 @@ def test_after_running_out_of_memory_everything_is_let_go(pico, tree, prepared, 
     }
     with monkeypatch.context() as patched:
         patched.setattr("cosmos3_lab.tree.denoise", fill)
-        with pytest.raises(MemoryError, match="out of memory on the CPU: 96x96x5 with sound needs about") as caught:
+        with pytest.raises(OutOfMemoryError, match="out of memory on the CPU: 96x96x5 with sound needs about") as caught:
             ways[grow]()
     gc.collect()
     assert [ref() for ref in held] == [None] * len(held), f"{caught.value!r}, which is still here, keeps them"
     assert resume(pico, tree, "strong")["strong"].finished
+
+
+def test_a_tree_that_cannot_be_encoded_lets_everything_go(pico, tree, tmp_path, monkeypatch):
+    import cosmos3_lab.reuse
+
+    save_tree(tree, tmp_path)
+    held, encode = [], cosmos3_lab.reuse.encode_prompts
+
+    def fill(*args):
+        if held:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        cond, uncond = encode(*args)
+        held.append(weakref.ref(cond))
+        return cond, uncond
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cosmos3_lab.reuse.encode_prompts", fill)
+        with pytest.raises(OutOfMemoryError, match="out of memory on the CPU: 96x96x5 with sound needs about") as caught:
+            load_tree(tmp_path, pico)
+    gc.collect()
+    assert [ref() for ref in held] == [None], f"{caught.value!r}, which is still here, keeps it"
+    assert load_tree(tmp_path, pico).names == tree.names
 
 
 def test_notes_name_settings_in_words(pico, prepared):
