@@ -116,7 +116,7 @@ RECIPES: dict[str, Recipe] = {
         _TRANSFORMER,
         vae_phase=Phase(steps=10_000, batch=16, rate=1.5e-3, warmup=100, flat=0.4, ema=0.999),
         avae_phase=Phase(steps=8_000, batch=32, rate=1.5e-3, warmup=100, flat=0.5, ema=0.998),
-        transformer_phase=Phase(steps=50_000, batch=512, rate=1e-3, warmup=300, flat=0.55, ema=0.9995),
+        transformer_phase=Phase(steps=70_000, batch=512, rate=1e-3, warmup=300, flat=0.55, ema=0.9995),
     ),
     # The same path in half a minute on two CPU cores; it learns a little, and that is what its test looks at.
     "tiny": Recipe(

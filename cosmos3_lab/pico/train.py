@@ -38,12 +38,13 @@ from cosmos3_lab.pico.export import (
     write_transformer,
     write_vae,
 )
+from cosmos3_lab.pico.flow import TRAINING_SHIFT
 from cosmos3_lab.pico.optimizers import Trainer
 from cosmos3_lab.pico.pictures import draw_curves, draw_sheet, draw_sounds, save_figure
 from cosmos3_lab.pico.recipe import RECIPES, Recipe
 from cosmos3_lab.pico.score import as_json, measure, unseen_prompts
 from cosmos3_lab.pico.train_avae import build_avae, train_avae
-from cosmos3_lab.pico.train_transformer import build_transformer, muon_names, train_transformer
+from cosmos3_lab.pico.train_transformer import GROUPS, build_transformer, muon_names, train_transformer
 from cosmos3_lab.pico.train_vae import build_vae, measure_statistics, train_vae
 from cosmos3_lab.pico.world import draw, play
 from cosmos3_lab.sound_avae import SoundAVAE, decode_sound, encode_sound
@@ -51,7 +52,7 @@ from cosmos3_lab.video_vae import VideoVAE, decode_video, encode_video
 
 MODELS = ("vae", "avae", "transformer")
 PHASES = (*MODELS, "score")
-DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 3.0, "flow_shift": 5.0, "preset": "native"}
+DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 2.5, "flow_shift": 10.0, "preset": "native"}
 SAVE_EVERY = 120.0  # seconds
 SHEET = 8  # rows of a sheet
 
@@ -183,13 +184,16 @@ def about(job: Job) -> dict[str, Any]:
         job: that is done.
     """
     phases = {phase: _summary(json.loads((job.out / f"{phase}.json").read_text())) for phase in MODELS}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    clips = job.recipe.transformer_phase.batch * max(GROUPS, processes) // GROUPS
+    phases["transformer"] |= {"clips_a_step": clips, "rate_share": job.rate_share, "sigma_shift": TRAINING_SHIFT}
     if job.start_from is not None:
         earlier = json.loads((job.start_from / "TRAINING.json").read_text())
         phases["transformer"]["before"] = earlier["phases"]["transformer"]
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
     return {
         "seed": job.seed,
-        "machine": {"device": device, "processes": int(os.environ.get("WORLD_SIZE", "1")), "torch": torch.__version__},
+        "machine": {"device": device, "processes": processes, "torch": torch.__version__},
         "phases": phases,
         "recipe": asdict(job.recipe),
         "scores": json.loads((job.out / "scores.json").read_text()),
