@@ -47,6 +47,7 @@ def to_device(
         device: where to.
         on_bytes: see `copy_tensors`.
     """
+    device = torch.empty(0, device=device).device  # "cuda" means the current GPU, which its tensors call "cuda:0"
     if all(source.device == device for source in sources):
         return sources
     targets = [torch.empty_like(source, device=device) for source in sources]

@@ -77,6 +77,9 @@ class VideoVAEConfig:
 VAE_KEYS = ("z_dim", "base_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
 
 
+PIXELS_AT_ONCE = 500_000  # of the last block, before its pixels are unfolded: two frames of 720x1280, all four of 480x832
+
+
 class VideoDecoder(nn.Module):
     """Latent chunk to VAE-patched pixels (checkpoint keys `decoder.*`)."""
 
@@ -95,8 +98,14 @@ class VideoDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t2 h2 w2"]:
         x = self.mid_block(self.conv_in(z, memory), memory)
-        for block in self.up_blocks:
+        *blocks, last = self.up_blocks
+        for block in blocks:
             x = block(x, memory)
+        # The last block has the most pixels and does not change their number, so it can take large frames two by two.
+        at_once = max(2, PIXELS_AT_ONCE // (x.shape[-2] * x.shape[-1]))
+        return torch.cat([self._finish(last(part, memory), memory) for part in x.split(at_once, dim=2)], dim=2)
+
+    def _finish(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
         if fuses(self, x):
             from cosmos3_lab.fused_vae import normed_conv  # imports Triton
 

@@ -237,6 +237,7 @@ def test_to_device_keeps_layout_and_dtype():
 def test_what_stays_on_the_cpu_is_not_copied():
     sources = list(SOURCES.values())
     assert to_device(sources, torch.device("cpu")) is sources
+    assert to_device(sources, torch.device("cpu", 0)) is sources  # another name of the same, like "cuda" and "cuda:0"
 
 
 def test_a_bar_counts_what_arrived_and_shows_only_what_takes_long(monkeypatch, capsys):

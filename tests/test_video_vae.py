@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cosmos3_lab import iter_decode_video
+from cosmos3_lab import decode_video, iter_decode_video, video_vae
 from cosmos3_lab.vae_blocks import CausalConv3d
 
 
@@ -31,6 +31,15 @@ def test_small_frames_go_several_at_a_time_and_large_ones_alone(tiny):
 def test_chunks_change_the_rounding_alone(tiny):
     alone, together = (torch.cat(list(iter_decode_video(tiny.vae, a_clip(5), latents_at_once=n)), dim=2) for n in (1, 4))
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_large_frames_pass_the_last_block_two_by_two_and_change_by_rounding_alone(tiny, monkeypatch):
+    whole, parts, finish = decode_video(tiny.vae, a_clip(4)), [], tiny.vae.decoder._finish
+    monkeypatch.setattr(video_vae, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(type(tiny.vae.decoder), "_finish", lambda _, x, memory: parts.append(x.shape[2]) or finish(x, memory))
+    frames = torch.cat(list(iter_decode_video(tiny.vae, a_clip(4), latents_at_once=2)), dim=2)
+    assert parts == [1, 2, 2, 2, 2, 2, 2]
+    torch.testing.assert_close(frames, whole, atol=1e-5, rtol=0)
 
 
 def test_no_latent_frame_at_once_is_an_error(tiny):
