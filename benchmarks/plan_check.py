@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+from full_size import WARM_UP
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ def main():
     table = Table("run", "GiB\nplanned", "meas-\nured", "ratio", "s\nplanned", "meas-\nured", "ratio")
     table.columns[0].no_wrap = True
     for key, run in json.loads(Path(a.results).read_text()).items():
-        if key.startswith("run/"):
+        if key.startswith("run/") and WARM_UP not in key:
             table.add_row(key.removeprefix("run/"), *compare(key, run, rates))
     Console().print(table)
 
