@@ -29,11 +29,9 @@ from cosmos3_lab.costs import (
     nano_configs,
     parse_size,
 )
-from cosmos3_lab.fusing import kernels_of
 from cosmos3_lab.layers import attention
 from cosmos3_lab.memory import give_back
 from cosmos3_lab.meter import Flops, Meter
-from cosmos3_lab.replaying import record_graph
 from cosmos3_lab.towers import LayerKV, Rope
 from cosmos3_lab.transfer import to_device
 from cosmos3_lab.video_vae import BUSY, iter_decode_video
@@ -67,15 +65,15 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# By `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json; layer is a guess. For machines without
-# a GPU.
+# By `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json; layer as `measure_rates` found it there.
+# For machines without a GPU.
 H100 = Rates(
-    linear=612e12,
-    attention=589e12,
-    convolution=588e12,
+    linear=598e12,
+    attention=596e12,
+    convolution=580e12,
     transfer=17e9,
-    layer=4e-4,
-    source="as on one H100, short sequences guessed",
+    layer=6.2e-4,
+    source="as on one H100",
 )
 
 
@@ -108,12 +106,7 @@ def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.de
     """FLOPs a second in all but the attention of a layer and in its attention, and the seconds of a layer on one token."""
     on_meta, tokens = models.transformer.gen.layers[0], min(FIRST_TOKENS, s_gen)
     layer = _randomised(on_meta, device)
-    shortest = _layer_call(models, layer, 1, 1, device)
-    if kernels_of(device) != "plain":
-        shortest()  # which compiles
-        with torch.cuda.device(device):
-            shortest = record_graph(shortest).graph.replay  # as `denoise` does for short sequences
-    least = _time(shortest, device, seconds=MEASURE_SECONDS / 10)
+    least = _time(_layer_call(models, layer, 1, 1, device), device, seconds=MEASURE_SECONDS / 10)
     while tokens < s_gen and _time(_layer_call(models, layer, tokens, s_text, device), device) < MEASURE_SECONDS / 8:
         tokens = min(s_gen, 4 * tokens)  # takes four to sixteen times as long
     whole = _time(_layer_call(models, layer, tokens, s_text, device), device, seconds=MEASURE_SECONDS)
