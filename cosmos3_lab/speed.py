@@ -65,8 +65,8 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# By `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json; layer as `measure_rates` found it there.
-# For machines without a GPU.
+# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json, layer as
+# `measure_rates` found it on that machine.
 H100 = Rates(
     linear=598e12,
     attention=596e12,
