@@ -190,8 +190,11 @@ def plot_trajectory(records: Sequence[StepRecord], *, modality: Modality = "vide
     for marker, label in (("o", "sample"), ("D", "x0 predicted from it")):  # in the legend without a noise level's colour
         ax.plot([], [], linestyle="", marker=marker, color=STYLE["face"], markeredgecolor=STYLE["ink"], label=label)
     for text, point in (("noise", path[0]), ("result", aims[-1])):  # the last step goes all the way to its x0
+        away = point - points.mean(axis=0)  # from all others, which the label must not hide
         look = {"textcoords": "offset points", "color": STYLE["ink"], "fontsize": STYLE["text_size"], "zorder": 4}
-        ax.annotate(text, point, (12, 10), bbox={"facecolor": STYLE["face"], "edgecolor": "none", "pad": 1}, **look)
+        look |= {"ha": "center", "va": "center", "arrowprops": {"arrowstyle": "-", "color": STYLE["soft_ink"], "linewidth": 0.8}}
+        ax.annotate(text, point, 30 * away / (np.linalg.norm(away) or 1), **look)
+    ax.margins(0.15)
     ax.set_aspect("equal", adjustable="datalim")
     labels = [f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares)]
     dress(ax, x=labels[0], y=labels[1], grid="both")
