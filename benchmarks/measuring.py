@@ -34,7 +34,7 @@ def environment():
         p = torch.cuda.get_device_properties(0)
         found |= {"gpu": p.name, "gpu_gib": round(p.total_memory / GIB, 1), "cudnn": torch.backends.cudnn.version()}
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.split()[0]  # a line for each GPU
     return found
 
 

@@ -11,6 +11,7 @@ import json
 import time
 from pathlib import Path
 
+import torch
 from measuring import Results
 
 from cosmos3_lab.checkpoint import load_cosmos3
@@ -98,7 +99,7 @@ def main():
     parser.add_argument("--figure", type=Path, default=Path("docs/pico_settings.png"))
     a = parser.parse_args()
     if not a.figure_only:
-        with load_cosmos3(a.checkpoint, device=a.device) as models:
+        with load_cosmos3(a.checkpoint, device=a.device, dtype=torch.float32) as models:  # as on a laptop
             measure(Results(a.out), models, a.count)
     draw(json.loads(a.out.read_text(encoding="utf-8")), a.figure)
 

@@ -159,7 +159,7 @@ def fill_grid(
         MemoryError: a cell did not fit; says what was needed and what would fit. Finished cells are kept.
     """
     folder = Path(folder)
-    axes, common = (_labelled(rows), _labelled(columns or {"": {}})), {"prompt": prompt} | settings
+    axes, common = (_labelled(rows), _labelled({"": {}} if columns is None else columns)), {"prompt": prompt} | settings
     asked, seeds = seeds, [whole_number("seed", seed, 0, LARGEST_SEED) for seed in _values(seeds)]
     if len(seeds) == 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"got seeds {shown(asked)}, expected a list of at least one, and none twice")
@@ -226,6 +226,10 @@ class _Plan:
 
 def _labelled(axis: Axis) -> dict[str, Mapping[str, Any]]:
     """Label to settings."""
+    if not isinstance(axis, Mapping):
+        raise ValueError(
+            f"got {shown(axis)} as an axis, expected a setting with its values, such as {{'guidance_scale': [1, 3]}}"
+        )
     if axis and all(isinstance(changes, Mapping) for changes in axis.values()):
         found = dict(axis)
     elif len(axis) == 1 and (values := _values(*axis.values())):

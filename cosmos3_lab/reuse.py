@@ -19,7 +19,7 @@ Pair = tuple[Cosmos3Condition, Cosmos3Condition | None]
 
 def encode_once() -> Encode:
     """A function like `encode_prompts` that remembers, as long as it lives, what it encoded."""
-    return partial(_encode, {})  # an argument, because what a closure holds would live on in the traceback of an error
+    return partial(_encode, {})  # an argument, which `freeing_memory` can clear with its frame, unlike what a closure holds
 
 
 def _encode(known: dict[tuple[object, ...], Pair], models: Cosmos3Models, request: Cosmos3T2VRequest, preset: Preset) -> Pair:

@@ -341,7 +341,7 @@ def begin_run(
         "video": check_video_name(name),
         "texts": ({} if private else texts) | ids_manifest(inputs.request),
         "requested": asked,
-        "effective": {key: plain(value) for key, value in settings.items()},
+        "effective": plain(settings),
         **inputs_manifest(inputs),
         "machine": None if private else machine_manifest(models),
         "hashes": {"noise": latents_hashes(state.latents)},

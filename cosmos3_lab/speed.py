@@ -65,14 +65,14 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json, layer as
-# `measure_rates` found it on that machine.
+# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json, layer
+# from cuda_graphs.json (36 of them over 126 tokens, launched from Python).
 H100 = Rates(
     linear=598e12,
     attention=596e12,
     convolution=580e12,
     transfer=17e9,
-    layer=6.2e-4,
+    layer=1.3e-3,
     source="as on one H100",
 )
 

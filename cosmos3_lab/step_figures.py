@@ -194,7 +194,7 @@ def plot_trajectory(records: Sequence[StepRecord], *, modality: Modality = "vide
         look = {"textcoords": "offset points", "color": STYLE["ink"], "fontsize": STYLE["text_size"], "zorder": 4}
         look |= {"ha": "center", "va": "center", "arrowprops": {"arrowstyle": "-", "color": STYLE["soft_ink"], "linewidth": 0.8}}
         ax.annotate(text, point, 30 * away / (np.linalg.norm(away) or 1), **look)
-    ax.margins(0.15)
+    ax.margins(x=0.25, y=0.15)
     ax.set_aspect("equal", adjustable="datalim")
     labels = [f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares)]
     dress(ax, x=labels[0], y=labels[1], grid="both")

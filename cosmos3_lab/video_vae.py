@@ -77,9 +77,6 @@ class VideoVAEConfig:
 VAE_KEYS = ("z_dim", "base_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
 
 
-PIXELS_AT_ONCE = 500_000  # of the last block, before its pixels are unfolded: two frames of 720x1280, all four of 480x832
-
-
 class VideoDecoder(nn.Module):
     """Latent chunk to VAE-patched pixels (checkpoint keys `decoder.*`)."""
 
@@ -157,6 +154,8 @@ class VideoVAE(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------- functions
 
+# Frames x rows x columns that the decoder's last block takes at once: two frames of 720x1280, all four of 480x832.
+PIXELS_AT_ONCE = 500_000
 # Latent pixels that are worth a chunk: four of pico's latent frames, so that two CPU cores decode its clip in half the time.
 BUSY = 600
 

@@ -121,6 +121,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def process_count() -> int:
+    """How many train together: one, unless started with `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _vae(job: Job) -> None:
     vae = build_vae(job.recipe, job.device)
     trainer = Trainer(vae, job.recipe.vae_phase, dtype=_fast_dtype(job.device))
@@ -166,7 +171,9 @@ def _transformer(job: Job) -> None:
 
     tokenizer, more = job.checkpoint / "text_tokenizer", {"seed": job.seed, "workers": job.workers}
     numbers = train_transformer(transformer, trainer, *autoencoders, tokenizer, job.recipe, **more)
-    _train(job, "transformer", trainer, numbers, show)
+    clips = phase.batch * max(GROUPS, process_count()) // GROUPS
+    settings = {"clips_a_step": clips, "rate_share": job.rate_share, "sigma_shift": TRAINING_SHIFT}
+    _train(job, "transformer", trainer, numbers, show, settings)
 
 
 def _score(job: Job) -> None:
@@ -184,16 +191,13 @@ def about(job: Job) -> dict[str, Any]:
         job: that is done.
     """
     phases = {phase: _summary(json.loads((job.out / f"{phase}.json").read_text())) for phase in MODELS}
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    clips = job.recipe.transformer_phase.batch * max(GROUPS, processes) // GROUPS
-    phases["transformer"] |= {"clips_a_step": clips, "rate_share": job.rate_share, "sigma_shift": TRAINING_SHIFT}
     if job.start_from is not None:
         earlier = json.loads((job.start_from / "TRAINING.json").read_text())
         phases["transformer"]["before"] = earlier["phases"]["transformer"]
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
     return {
         "seed": job.seed,
-        "machine": {"device": device, "processes": processes, "torch": torch.__version__},
+        "machine": {"device": device, "processes": process_count(), "torch": torch.__version__},
         "phases": phases,
         "recipe": asdict(job.recipe),
         "scores": json.loads((job.out / "scores.json").read_text()),
@@ -202,7 +206,8 @@ def about(job: Job) -> dict[str, Any]:
 
 def _summary(log: dict[str, Any]) -> dict[str, Any]:
     curve = [{name: float(f"{value:.4g}") for name, value in row.items()} for row in log["curve"] if "loss" in row]
-    return {"steps": log["steps"], "seconds": log["seconds"], "last": curve[-1], "curve": curve[:: max(1, len(curve) // 100)]}
+    how = {"steps": log["steps"], "seconds": log["seconds"], **log.get("settings", {})}
+    return {**how, "last": curve[-1], "curve": curve[:: max(1, len(curve) // 100)]}
 
 
 def _through_vae(vae: VideoVAE, job: Job) -> list[tuple[str, np.ndarray, None]]:
@@ -225,8 +230,18 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _train(job: Job, phase: str, trainer: Trainer, numbers: Iterator[dict[str, Any]], show: Callable[[], Figure]) -> None:
-    """Run a phase to its end. Now and then and at the end, save its state, export what it has learned and draw a sheet."""
+def _train(
+    job: Job,
+    phase: str,
+    trainer: Trainer,
+    numbers: Iterator[dict[str, Any]],
+    show: Callable[[], Figure],
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Run a phase to its end. Now and then and at the end, save its state, export what it has learned and draw a sheet.
+
+    The settings, which the recipe does not have, go into the phase's log.
+    """
     file, log = job.state_file(phase), job.out / f"{phase}.json"
     past = json.loads(log.read_text()) if log.is_file() else {"seconds": 0.0, "curve": []}
     curve = past["curve"]
@@ -243,7 +258,7 @@ def _train(job: Job, phase: str, trainer: Trainer, numbers: Iterator[dict[str, A
             with replacing(file) as temporary:
                 save_file(trainer.state(), temporary)
             seconds = past["seconds"] + time.monotonic() - begin
-            write_json(log, {"seconds": seconds, "steps": trainer.phase.steps, "curve": curve})
+            write_json(log, {"seconds": seconds, "steps": trainer.phase.steps, "settings": settings or {}, "curve": curve})
             save_figure(draw_curves({phase: curve}), job.out / f"{phase}.png")
             save_figure(show(), job.out / f"{phase}_sheet.png")
 

@@ -161,6 +161,38 @@ def test_another_seed_trains_another_model(tiny_run, tmp_path, monkeypatch):
     assert not same_weights(states[0], states[2])
 
 
+def test_a_transformer_is_trained_further(tiny_run, tmp_path, monkeypatch):
+    """At the rate that was asked for, falling at once, by whichever process; the scores may be taken by another one."""
+    out, start = tmp_path / "more", tiny_run / "checkpoint"
+    shutil.copytree(start, out / "checkpoint")
+    for phase in ("vae", "avae"):
+        shutil.copy(tiny_run / f"{phase}.json", out)
+    shutil.copy(tiny_run / "scores.json", out)
+    monkeypatch.setattr(train, "draw_sheet", lambda *args: Figure())
+    recipe, trainers, step = replace(TINY, transformer_phase=replace(TINY.transformer_phase, steps=4)), [], Trainer.step
+    rates = []
+
+    def watched(trainer):
+        step(trainer)
+        trainers.append(trainer)
+        rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    job = Job(out, recipe, 1, CPU, 0, start_from=start, rate_share=0.5)
+    train.run(job, ("transformer",))
+    monkeypatch.delenv("WORLD_SIZE")
+    assert len(trainers) == 4
+    full = [recipe.transformer_phase.rate, 0.02]  # AdamW's and Muon's
+    shares = [min((i + 1) / recipe.transformer_phase.warmup, (4 - i) / 4) for i in range(4)]
+    assert rates == [pytest.approx([0.5 * rate * share for rate in full]) for share in shares]
+    about = train.about(job)["phases"]["transformer"]
+    told = {"clips_a_step": 2 * recipe.transformer_phase.batch, "rate_share": 0.5, "sigma_shift": train.TRAINING_SHIFT}
+    assert told.items() <= about.items()
+    assert about["before"] == read(start / "TRAINING.json")["phases"]["transformer"]
+    assert not same_weights(weights(out / "checkpoint" / "transformer"), weights(start / "transformer"))
+
+
 def test_the_transformer_needs_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "write_settings", lambda *args: None)
     job = Job(tmp_path, TINY, 0, CPU, 0)
