@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LANE = 1.1  # inches from one lane to the next
 PICTURE = 0.58  # inches of a preview's longer side
-LETTERS = 120  # of a note, if it could be as long as the root
+LETTERS = 112  # of a note, if it could be as long as the root
 Picture = Float[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
