@@ -2,7 +2,7 @@
 
     python benchmarks/attention_lens.py [--size 720x1280x189] [--layer 17] [--tiny]
 
-Seconds and extra memory of a `LayerAttention` for one layer, with 200 and with 3400 text tokens; then a whole step ("plain", which
+Seconds and extra memory of a `LayerAttention` for one layer, with 200 and 3400 text tokens; then a whole step ("plain", which
 makes its record) beside one without its record, one whose record is kept as a summary, with summaries recorded (of every GEN
 layer in three ways, of every GEN module), and with the attention of one layer.
 """
