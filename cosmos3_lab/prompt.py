@@ -219,7 +219,7 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (a transformers token
     except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot read
         raise CheckpointError(f"{folder} holds no readable tokenizer ({error}); copy it again from the checkpoint") from error
     has = {
-        "an end-of-text token": tokenizer.eos_token is not None,
+        "an end-of-text token in its vocabulary": tokenizer.eos_token_id is not None,
         f"the token {VISION_START}": VISION_START in tokenizer.get_vocab(),
         "a chat template": tokenizer.chat_template is not None,
     }

@@ -150,6 +150,11 @@ def read_configs(folder: Path, *, with_sound: bool = True) -> CheckpointConfigs:
         if isinstance(error, CheckpointError) and str(folder) in str(error):  # names its file in full
             raise
         raise CheckpointError(f"{folder}: {error}") from error
+    if sound is not None and config.get("sound_gen") is None:
+        raise CheckpointError(
+            f"{folder}: transformer/config.json does not say sound_gen, and there is a sound_tokenizer folder; set it to true or "
+            "false, or copy transformer/config.json again"
+        )
     pairs = [("vae's z_dim", vae.z_dim, "transformer's latent_channel", transformer.latent_channel)]
     if sound is not None and transformer.sound_gen:
         rate = sound.sampling_rate / sound.hop_size

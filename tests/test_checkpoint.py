@@ -389,6 +389,7 @@ ROPE = {"mrope_interleaved": True, "rope_type": "default"}
         ("transformer", {"use_und_k_norm_for_gen": True}, ["use_und_k_norm_for_gen"]),
         ("transformer", {"rope_scaling": ROPE | {"mrope_section": [4, 2, 1]}}, ["[4, 2, 1]", "8"]),
         ("transformer", {"rope_scaling": ABSENT}, ["lacks mrope_section"]),
+        ("transformer", {"sound_gen": ABSENT}, ["does not say sound_gen", "sound_tokenizer"]),
         ("transformer", {"rope_axes_dim": [24, 20, 20]}, ["[24, 20, 20]"]),
         ("transformer", {"patch_latent_dim": 192}, ["patch_latent_dim", "192", "32"]),
         ("transformer", {"latent_patch_size": 4}, ["patch_latent_dim", "128"]),

@@ -399,9 +399,10 @@ def without_vision_start(folder):
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "chat_template.jinja").unlink(), "lacks a chat template"),
         (lambda f: edit(f / "tokenizer_config.json", lambda c: c.pop("eos_token")), "lacks an end-of-text token"),
+        (lambda f: edit(f / "tokenizer_config.json", lambda c: c.update(eos_token="")), "lacks an end-of-text token"),
         (without_vision_start, r"lacks the token <\|vision_start\|>"),
     ],
-    ids=["no folder", "no file", "empty", "truncated", "broken config", "no template", "no eos", "no vision start"],
+    ids=["no folder", "no file", "empty", "truncated", "broken config", "no template", "no eos", "empty eos", "no vision start"],
 )
 def test_broken_tokenizer_folders_are_named(own_folder, damage, message):
     damage(own_folder)
