@@ -14,6 +14,7 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 import pytest
 import torch
+from checks import only_one_prompt_fits
 
 from cosmos3_lab import generate, load_cosmos3, read_mp4
 from cosmos3_lab.explore_widgets import grid_player
@@ -245,18 +246,7 @@ def test_after_running_out_of_memory_everything_is_let_go(tiny, tmp_path, monkey
 
 
 def test_after_running_out_of_memory_with_the_second_prompt_the_first_is_let_go_too(tiny, tmp_path, monkeypatch):
-    import cosmos3_lab.reuse
-
-    held, encode = [], cosmos3_lab.reuse.encode_prompts
-
-    def fill(*args):
-        if held:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        cond, uncond = encode(*args)
-        held.append(weakref.ref(cond))
-        return cond, uncond
-
-    monkeypatch.setattr("cosmos3_lab.reuse.encode_prompts", fill)
+    held = only_one_prompt_fits(monkeypatch)
     with pytest.raises(OutOfMemoryError, match="out of memory on the CPU") as caught:
         fill_grid(tiny, PROMPT, folder=tmp_path, rows={"prompt": ["one ball", "two balls"]}, **SMALL)
     gc.collect()

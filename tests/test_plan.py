@@ -361,8 +361,8 @@ def test_without_a_gpu_the_cpu_is_planned_for(monkeypatch):
 
 
 @pytest.mark.cuda
-def test_a_layer_reserves_what_is_planned(monkeypatch):
-    tokens = 20_000  # so many that the gaps in what the weights have left do not count
+@pytest.mark.parametrize("tokens", [2000, 20000])
+def test_a_layer_reserves_what_is_planned(monkeypatch, tokens):
     monkeypatch.setenv("COSMOS3_PLAIN", "1")  # it is the plain layers that are planned
     from cosmos3_lab.towers import Cosmos3Config, GENLayer, LayerKV, Rope
 

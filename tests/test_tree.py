@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checks import only_one_prompt_fits
 from safetensors.torch import load_file
 
 from cosmos3_lab import denoise, fork, load_cosmos3, prepare_denoise, prepare_request
@@ -180,20 +181,9 @@ def test_after_running_out_of_memory_everything_is_let_go(pico, tree, prepared, 
 
 
 def test_a_tree_that_cannot_be_encoded_lets_everything_go(pico, tree, tmp_path, monkeypatch):
-    import cosmos3_lab.reuse
-
     save_tree(tree, tmp_path)
-    held, encode = [], cosmos3_lab.reuse.encode_prompts
-
-    def fill(*args):
-        if held:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        cond, uncond = encode(*args)
-        held.append(weakref.ref(cond))
-        return cond, uncond
-
     with monkeypatch.context() as patched:
-        patched.setattr("cosmos3_lab.reuse.encode_prompts", fill)
+        held = only_one_prompt_fits(patched)
         with pytest.raises(OutOfMemoryError, match="out of memory on the CPU: 96x96x5 with sound needs about") as caught:
             load_tree(tmp_path, pico)
     gc.collect()
