@@ -24,13 +24,14 @@ from cosmos3_lab.guidance_scale import Guidance, needs_uncond, resolve_guidance,
 from cosmos3_lab.latents import Latents, init_latents
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_solver, resolve_schedule, with_solver
 from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
+from cosmos3_lab.replaying import Replay
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.settings import CheckpointConfigs
 from cosmos3_lab.showing import Shown
 from cosmos3_lab.solvers import Solver, SolverName, solver_step
 from cosmos3_lab.towers import Cosmos3Transformer
-from cosmos3_lab.transformer import Cosmos3Condition, encode_conditions, predict_velocity
+from cosmos3_lab.transformer import Cosmos3Condition, RunLayers, encode_conditions, predict_velocity, run_gen_layers
 from cosmos3_lab.unipc import UniPCState, UniPCStep, unipc_init
 
 
@@ -255,13 +256,16 @@ def _initial_state(latents: Latents, *, step_index: int) -> DenoiseState:
 
 
 @torch.no_grad()
-def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: DenoiseState) -> tuple[DenoiseState, StepRecord]:
+def denoise_step(
+    transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: DenoiseState, *, run_layers: RunLayers = run_gen_layers
+) -> tuple[DenoiseState, StepRecord]:
     """One step: velocity of both branches, guidance, and the solver for video and sound.
 
     Args:
         transformer: its GEN tower must be on the latents' device; UND is not touched.
         inputs: from `prepare_denoise` or `fork`.
         state: before the step; left as it is.
+        run_layers: see `predict_velocity`.
 
     Returns:
         The state after the step, and a record with the step's full tensors (`record.keep("summary")` drops them).
@@ -286,7 +290,7 @@ def denoise_step(transformer: Cosmos3Transformer, inputs: DenoiseInputs, state: 
 
     def predict(cond: Cosmos3Condition, latents: Latents, step: int) -> Latents:
         timestep = int(schedule.timesteps[step])
-        predicted = predict_velocity(transformer, latents, timestep, cond, timestep_dtype=timestep_dtype)
+        predicted = predict_velocity(transformer, latents, timestep, cond, timestep_dtype=timestep_dtype, run_layers=run_layers)
         return predicted.to(_pick(preset.guidance_precision, model_dtype))
 
     after, steps, velocities = guided_step(predict, inputs.cond, inputs.uncond, inputs.guidance, preset, schedule, state)
@@ -343,8 +347,9 @@ def denoise(
         stop: the step before which to stop; None runs to the end.
     """
     stop = inputs.schedule.num_steps if stop is None else min(stop, inputs.schedule.num_steps)
+    replay = Replay()
     while state.step_index < stop:
-        state, record = denoise_step(transformer, inputs, state)
+        state, record = denoise_step(transformer, inputs, state, run_layers=replay)
         yield state, record
 
 

@@ -9,7 +9,7 @@ i ; its own tokens]. The timestep enters once: its embedding is added to every m
 The weights and the layers are in `towers.py`. Read next: `guidance.py`, `denoise.py`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -199,6 +199,9 @@ def project_velocity(transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_g
     return Latents(velocity, gen.audio_proj_out(sound)[None] if layout.n_sound else None)
 
 
+RunLayers = Callable[[Cosmos3Transformer, Float[Tensor, "s_gen d_model"], Cosmos3Condition], Float[Tensor, "s_gen d_model"]]
+
+
 def predict_velocity(
     transformer: Cosmos3Transformer,
     latents: Latents,
@@ -206,6 +209,7 @@ def predict_velocity(
     cond: Cosmos3Condition,
     *,
     timestep_dtype: torch.dtype = torch.float32,
+    run_layers: RunLayers = run_gen_layers,
 ) -> Latents:
     """One pass of the GEN tower: velocity `noise - x0` for video, and for sound where there is sound.
 
@@ -215,6 +219,7 @@ def predict_velocity(
         timestep: integer in [0, 1000).
         cond: of this branch (prompt or negative prompt).
         timestep_dtype: see `embed_gen_tokens`.
+        run_layers: calls all layers; `replaying.Replay()` replays them.
 
     Returns:
         Velocities in the model's dtype, shaped as `latents`.
@@ -227,7 +232,7 @@ def predict_velocity(
     if got != want:
         raise ValueError(f"got latents of shape and sound length {got}, but the condition was encoded for {want}")
     tokens = embed_gen_tokens(transformer, latents, timestep, timestep_dtype=timestep_dtype)
-    return project_velocity(transformer, run_gen_layers(transformer, tokens, cond), cond.layout)
+    return project_velocity(transformer, run_layers(transformer, tokens, cond), cond.layout)
 
 
 def _layers(

@@ -1,0 +1,136 @@
+"""Replayed layers: the same bits as layers called one by one, and only where nobody would miss a call."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cosmos3_lab import denoise, denoise_step, load_cosmos3, prepare_denoise, prepare_request, replaying
+from cosmos3_lab.replaying import MOST_TOKENS, Recorder, Replay
+from cosmos3_lab.transformer import run_gen_layers
+
+PROMPT, SETTINGS = "a red circle bounces", {"with_sound": True, "num_inference_steps": 5}
+
+
+def begin(models, **settings):
+    return prepare_denoise(models, prepare_request(models, PROMPT, **SETTINGS | settings))
+
+
+def one_by_one(transformer, inputs, state):
+    while state.step_index < inputs.schedule.num_steps:
+        state, _ = denoise_step(transformer, inputs, state)
+    return state.latents
+
+
+def last(steps):
+    *_, (state, _) = steps
+    return state.latents
+
+
+def equal(a, b):
+    return torch.equal(a.video, b.video) and torch.equal(a.sound, b.sound)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Recordings of a GPU that the CPU stands for: a list of how often each was replayed."""
+    counts = []
+
+    def record(_, run):
+        out, at = run(), len(counts)
+        counts.append(0)
+
+        def replay():
+            counts[at] += 1
+            out.copy_(run())
+
+        return SimpleNamespace(graph=SimpleNamespace(replay=replay), out=out.zero_())
+
+    monkeypatch.setattr(Recorder, "__init__", lambda _: None)
+    monkeypatch.setattr(Recorder, "record", record)
+    monkeypatch.setattr(replaying, "can_fuse", lambda x: True)
+    return counts
+
+
+def test_both_branches_are_recorded_at_their_second_step_and_replayed_from_then_on(tiny, recorded):
+    inputs, state = begin(tiny)
+    assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
+    assert recorded == [4, 4]  # of five steps
+
+
+def test_a_result_outlives_the_next_replay(tiny, recorded):
+    inputs, _ = begin(tiny)
+    replay, (first, second) = Replay(), (torch.randn(inputs.cond.layout.s_gen, tiny.config.hidden_size) for _ in "ab")
+    for _ in range(2):
+        out = replay(tiny.transformer, first, inputs.cond)
+    replay(tiny.transformer, second, inputs.cond)
+    assert recorded == [2]
+    assert torch.equal(out, run_gen_layers(tiny.transformer, first, inputs.cond))
+
+
+def test_long_sequences_are_not_recorded(tiny, recorded, monkeypatch):
+    inputs, state = begin(tiny)
+    monkeypatch.setattr(replaying, "MOST_TOKENS", inputs.cond.layout.s_gen - 1)
+    last(denoise(tiny.transformer, inputs, state))
+    assert recorded == []
+    assert inputs.cond.layout.s_gen < MOST_TOKENS
+
+
+def test_the_cpu_records_nothing(tiny, recorded, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(replaying, "Recorder", None)
+    inputs, state = begin(tiny)
+    assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
+
+
+@pytest.mark.parametrize("name", ["layers.1", "layers.0.mlp_moe_gen.up_proj", "proj_out"])
+def test_whoever_watches_is_called_at_every_step(tiny, recorded, name):
+    inputs, state = begin(tiny)
+    calls = []
+    handle = tiny.transformer.gen.get_submodule(name).register_forward_hook(lambda *args: calls.append(args))
+    last(denoise(tiny.transformer, inputs, state))
+    handle.remove()
+    assert len(calls) == 2 * SETTINGS["num_inference_steps"]
+    assert recorded == []
+
+
+def test_weights_that_have_moved_are_recorded_again(tiny_folder, recorded):
+    with load_cosmos3(tiny_folder, device="cpu") as models:
+        inputs, state = begin(models)
+        expected, steps = one_by_one(models.transformer, inputs, state), denoise(models.transformer, inputs, state)
+        next(steps), next(steps)
+        weight = models.transformer.gen.layers[0].mlp_moe_gen.up_proj.weight
+        weight.data = weight.data.clone()
+        assert equal(last(steps), expected)
+    assert recorded == [1, 1, 2, 2]  # the third step is called one by one
+
+
+# ------------------------------------------------------------------------------------------------------------ GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "loading", [{}, {"placement": "split"}, {"quantize": "int8"}, {"quantize": "fp8"}, {"dtype": torch.float32}]
+)
+def test_the_same_bits_on_a_gpu(tiny_folder, loading, monkeypatch):
+    recorded, record = [], Recorder.record
+    monkeypatch.setattr(Recorder, "record", lambda self, run: recorded.append(run) or record(self, run))
+    with load_cosmos3(tiny_folder, device="cuda", **loading) as models:
+        inputs, state = begin(models)
+        assert equal(last(denoise(models.transformer, inputs, state)), one_by_one(models.transformer, inputs, state))
+        assert len(recorded) == 2
+
+
+@pytest.mark.cuda
+def test_what_cannot_be_recorded_says_why_and_leaves_the_gpu_usable():
+    def fail():
+        x.add_(1)  # never done
+        raise ArithmeticError("mine")
+
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(ArithmeticError, match="mine"):
+        Recorder().record(fail)
+    recorded = Recorder().record(lambda: 2 * x)
+    x.fill_(4)
+    recorded.graph.replay()
+    assert recorded.out.tolist() == [8, 8, 8]
