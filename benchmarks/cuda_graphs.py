@@ -1,4 +1,4 @@
-"""What replaying the GEN layers as CUDA graphs saves: seconds of a whole step, launched from Python and replayed, and of a pass.
+"""What replaying the GEN layers as CUDA graphs saves: seconds of a step and of a pass, launched from Python and replayed.
 
     python benchmarks/cuda_graphs.py [--sizes 192x320x5,192x320x25,256x448x25,320x576x25,480x832x49] [--tiny]
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 
 import torch
-from measuring import Results, median_seconds
+from measuring import Results, median_seconds, peak_gpu
 from nano_parts import inputs_and_state, random_module
 
 from cosmos3_lab import replaying
@@ -41,15 +41,19 @@ def main():
 
 
 def measure(transformer, inputs, state):
+    """Seconds, and MiB of GPU memory that a step takes beside the weights, latents and conditions."""
     tokens = embed_gen_tokens(transformer, state.latents, 500)
     run_layers = {"from Python": run_gen_layers, "replayed": replaying.Replay()}
     outs, found = [], {"tokens": len(tokens)}
     for name, run in run_layers.items():
+        peak_gpu(reset=True)
+        before = torch.cuda.memory_reserved() if tokens.is_cuda else 0
         run(transformer, tokens, inputs.cond)  # the next call may record
         outs.append(run(transformer, tokens, inputs.cond))
         found[f"pass, {name}"] = median_seconds(lambda run=run: run(transformer, tokens, inputs.cond), repeats=7, warmup=2)
         step = lambda run=run: denoise_step(transformer, inputs, state, run_layers=run)  # noqa: E731
         found[f"step, {name}"] = median_seconds(step, repeats=5, warmup=3)
+        found[f"MiB, {name}"] = (torch.cuda.max_memory_reserved() - before) // 2**20 if tokens.is_cuda else None
     assert torch.equal(*outs), "the graph computes something else"
     ratios = {what: round(found[f"{what}, from Python"] / found[f"{what}, replayed"], 3) for what in ("pass", "step")}
     return found | {"ratio": ratios}

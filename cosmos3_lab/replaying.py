@@ -64,7 +64,11 @@ class Recorder:
                 with suppress(RuntimeError):  # that the recording is no good: what happened says more
                     graph.capture_end()
                 raise
-            graph.capture_end()
+            else:
+                graph.capture_end()
+            finally:
+                # cuBLAS keeps memory of its own for each stream: here a piece of the pool, which could not be given back.
+                torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.current_stream().wait_stream(self._stream)
         return Recorded(graph, out)
 
@@ -75,6 +79,7 @@ class Replay:
     def __init__(self) -> None:
         self._runs: dict[Cosmos3Condition, _Run] = {}
         self._recorder: Recorder | None = None
+        self._has_room = True
 
     def __call__(
         self, transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_gen d_model"], cond: Cosmos3Condition
@@ -84,19 +89,29 @@ class Replay:
         Args:
             transformer, tokens, cond: see `run_gen_layers`.
         """
-        if len(tokens) > MOST_TOKENS or not can_fuse(tokens) or is_watched(transformer.gen):
+        if len(tokens) > MOST_TOKENS or not self._has_room or not can_fuse(tokens) or is_watched(transformer.gen):
             return run_gen_layers(transformer, tokens, cond)
         run, weights = self._runs.get(cond), _places(transformer)
         if run is None or run.weights != weights:
             self._runs[cond] = _Run(weights, torch.empty_like(tokens))
             return run_gen_layers(transformer, tokens, cond)  # which compiles what is not compiled yet
-        run.tokens.copy_(tokens)
         with torch.cuda.device_of(tokens):
-            if run.recorded is None:
-                self._recorder = self._recorder or Recorder()
-                run.recorded = self._recorder.record(lambda: run_gen_layers(transformer, run.tokens, cond))
+            if run.recorded is None and not self._record(run, lambda: run_gen_layers(transformer, run.tokens, cond)):
+                return run_gen_layers(transformer, tokens, cond)
+            run.tokens.copy_(tokens)
             run.recorded.graph.replay()
         return run.recorded.out.clone()  # the next replay writes there
+
+    def _record(self, run: "_Run", layers: Callable[[], Tensor]) -> bool:
+        """Whether there was room for it: a graph's memory is its own, beside what layers called one by one have left."""
+        try:
+            self._recorder = self._recorder or Recorder()
+            run.recorded = self._recorder.record(layers)
+        except torch.OutOfMemoryError:
+            self._has_room = False
+            self._runs.clear()
+            self._recorder = None
+        return self._has_room
 
 
 @dataclass(eq=False)

@@ -105,6 +105,18 @@ def test_weights_that_have_moved_are_recorded_again(tiny_folder, recorded):
     assert recorded == [1, 1, 2, 2]  # the third step is called one by one
 
 
+def test_a_run_goes_on_without_where_there_is_no_room_for_it(tiny, recorded, monkeypatch):
+    def record(*_):
+        tried.append(1)
+        raise torch.OutOfMemoryError("not one byte")
+
+    tried = []
+    monkeypatch.setattr(Recorder, "record", record)
+    inputs, state = begin(tiny)
+    assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
+    assert tried == [1]
+
+
 # ------------------------------------------------------------------------------------------------------------ GPU
 
 
