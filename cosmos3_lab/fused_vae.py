@@ -1,7 +1,8 @@
 """Blocks of the video decoder for a GPU: the same blocks as in `vae_blocks.py`, with fewer passes over memory.
 
 A norm with its SiLU is written straight into the room of the next convolution, behind the frames that it remembers; a
-convolution's bias waits for whatever reads its result next; the upsampler's shortcut is added without being laid out.
+convolution's bias waits for whatever reads its result next; frames are doubled in every direction at once; the upsampler's
+shortcut is added without being laid out.
 Pixels differ from the plain blocks' by rounding alone. `vae_blocks.py` chooses.
 
 Read next: `vae_kernels.py`.
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmos3_lab.vae_kernels import add_bias, add_upsampled, norm_silu
+from cosmos3_lab.vae_kernels import add_bias, add_upsampled, double, norm_silu
 
 
 def residual_block(block: nn.Module, x: Float[Tensor, "1 c t h w"], memory: Any) -> Float[Tensor, "1 d t h w"]:  # noqa: ANN401
@@ -66,7 +67,11 @@ def upsample(block: nn.Module, x: Float[Tensor, "1 c t h w"], before: Tensor, me
         memory: of the clip.
     """
     upsampler, conv = block.upsampler, block.upsampler.resample[1]
-    frames = upsampler.doubled(x, memory)
+    if block.time and not memory.first:  # as in `Upsampler`
+        both = upsampler.time_conv(x, memory, with_bias=False)
+        frames = double(innermost(both), times=2, bias=upsampler.time_conv.bias)
+    else:
+        frames = double(innermost(x), times=1)
     y = innermost(F.conv2d(frames, conv.weight, padding=1).unflatten(0, (1, -1)).transpose(1, 2))
     add_upsampled(y, conv.bias, innermost(before), skip=1 if block.time and memory.first else 0)
     return y

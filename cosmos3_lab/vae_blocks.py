@@ -53,10 +53,12 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, channels_in: int, channels_out: int, *, spatial: int = 3) -> None:
         super().__init__(channels_in, channels_out, (3, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
 
-    def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b d t h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], memory: CausalMemory, *, with_bias: bool = True
+    ) -> Float[Tensor, "b d t h w"]:
         seen = self.room(x, memory)
         seen[:, :, 2:] = x
-        return self.look(seen, memory)
+        return self.look(seen, memory, with_bias=with_bias)
 
     def room(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t_and_2 h w"]:
         """The two past frames, and room for those of `x` behind them; channels innermost, whatever `x` was."""
@@ -149,14 +151,12 @@ class Upsampler(nn.Module):
             self.time_conv = CausalConv3d(channels, 2 * channels, spatial=1)
 
     def forward(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "b c t2 h2 w2"]:
-        return rearrange(self.resample[1](self.doubled(x, memory)), "(b t) c h w -> b c t h w", b=len(x))
-
-    def doubled(self, x: Float[Tensor, "b c t h w"], memory: CausalMemory) -> Float[Tensor, "bt2 c h2 w2"]:
-        """The frames, more of them and twice as large, before their last convolution."""
+        b = len(x)
         if hasattr(self, "time_conv") and not memory.first:
             # The two halves of the channels become two consecutive frames. The first chunk is not remembered.
             x = rearrange(self.time_conv(x, memory), "b (two c) t h w -> b (t two) h w c", two=2).movedim(-1, 1)
-        return F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
+        frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
+        return rearrange(self.resample[1](frames), "(b t) c h w -> b c t h w", b=b)
 
 
 class UpBlock(nn.Module):

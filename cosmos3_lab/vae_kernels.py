@@ -50,6 +50,26 @@ def add_bias(x: Float[Tensor, "1 c t h w"], bias: Float[Tensor, " c"], other: Fl
     _add_bias[(triton.cdiv(x.numel(), NUMBERS),)](x, bias, other, x.numel(), channels, NUMBERS, num_warps=4)
 
 
+def double(
+    x: Float[Tensor, "1 times_c t h w"], *, times: int, bias: Float[Tensor, " times_c"] | None = None
+) -> Float[Tensor, "t2 c h2 w2"]:
+    """`x + bias`, every pixel four times; the parts of the channels become frames, one after the other.
+
+    Args:
+        x: channels innermost, without gaps.
+        times: parts, 1 or 2.
+        bias: of the convolution that `x` comes from, where it is still to be added.
+    """
+    _, both, frames, height, width = x.shape
+    channels = both // times
+    out = x.new_empty(frames * times, 2 * height, 2 * width, channels)
+    block = triton.next_power_of_2(channels)
+    rows = max(1, NUMBERS // block)
+    grid = (triton.cdiv(width, rows), height, frames * times)
+    _double[grid](x, x if bias is None else bias, out, height, width, channels, times, block, rows, bias is not None, num_warps=4)
+    return out.permute(0, 3, 1, 2)
+
+
 def add_upsampled(
     x: Float[Tensor, "1 c t h w"], bias: Float[Tensor, " c"], small: Float[Tensor, "1 d t2 h2 w2"], *, skip: int
 ) -> None:
@@ -119,6 +139,35 @@ def _add_bias(x, bias, other, count, channels: tl.constexpr, block: tl.constexpr
     values = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(bias + at % channels, inside, 0.0).to(tl.float32)
     values += tl.load(other + at, inside, 0.0).to(tl.float32)
     tl.store(x + at, values.to(x.dtype.element_ty), inside)
+
+
+@jit
+def _double(
+    x,
+    bias,
+    out,
+    height,
+    width,
+    channels: tl.constexpr,
+    times: tl.constexpr,
+    block: tl.constexpr,
+    rows: tl.constexpr,
+    biased: tl.constexpr,
+):
+    column = (tl.program_id(0) * rows + tl.arange(0, rows))[:, None]
+    row, frame = tl.program_id(1), tl.program_id(2)
+    channel = tl.arange(0, block)[None, :]
+    inside = (column < width) & (channel < channels)
+    pixel = ((frame // times).to(tl.int64) * height + row) * width + column
+    read = frame % times * channels + channel
+    values = tl.load(x + pixel * (times * channels) + read, inside, 0.0).to(tl.float32)
+    if biased:
+        values += tl.load(bias + read, channel < channels, 0.0).to(tl.float32)
+    values = values.to(out.dtype.element_ty)
+    corner = ((frame.to(tl.int64) * 2 * height + 2 * row) * 2 * width + 2 * column) * channels + channel
+    for below in tl.static_range(2):
+        for right in tl.static_range(2):
+            tl.store(out + corner + (below * 2 * width + right) * channels, values, inside)
 
 
 @jit
