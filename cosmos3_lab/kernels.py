@@ -20,6 +20,7 @@ from torch import Tensor
 from cosmos3_lab.quantized import EIGHT_BITS
 
 FP8, FP8_MAX = EIGHT_BITS["fp8"]
+QUERIES, KEYS = 64, 128  # of a tile of attention
 
 
 def jit(function: Callable[..., None]) -> Any:  # noqa: ANN401  (a JITFunction, or the interpreter of one)
@@ -103,6 +104,26 @@ def norm_and_rotate(
     _norm_and_rotate[(s,)](x, weight, cos, sin, out, eps, *strides, heads, d_head // 2, num_warps=4)
 
 
+def see_more(
+    q: Float[Tensor, "s_q heads d_head"],
+    k: Float[Tensor, "s_k kv_heads d_head"],
+    v: Float[Tensor, "s_k kv_heads d_head"],
+    seen: Float[Tensor, "s_q heads d_head"],
+    lse: Float32[Tensor, "heads s_q"],
+) -> None:
+    """Attention that has seen some keys sees a few more: a softmax in two parts is their mean, weighted by their sums.
+
+    Args:
+        q: contiguous.
+        k, v: up to 128 of them, in rows without gaps.
+        seen: what attention over the other keys gave; contiguous, written to.
+        lse: `log(sum(exp(q k^T / sqrt(d_head))))` over the other keys; contiguous.
+    """
+    (queries, heads, d_head), kv_heads = q.shape, k.shape[1]
+    grid = triton.cdiv(queries, QUERIES), heads
+    _see_more[grid](q, k, v, seen, lse, queries, len(k), d_head**-0.5, heads, kv_heads, d_head, QUERIES, KEYS, num_warps=4)
+
+
 def _room(x: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
     """For the result, and for the scales (where there are none, any pointer will do)."""
     if not fp8:
@@ -178,3 +199,36 @@ def _norm_and_rotate(
     s = tl.load(sin + token * sin_row + pair * sin_column).to(tl.float32)
     tl.store(out + token * out_row + first_at, (first * c - second * s).to(out.dtype.element_ty))
     tl.store(out + token * out_row + first_at + half, (second * c + first * s).to(out.dtype.element_ty))
+
+
+@jit
+def _see_more(
+    q,
+    k,
+    v,
+    seen,
+    lse,
+    queries,
+    keys,
+    scale,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    width: tl.constexpr,
+    rows: tl.constexpr,
+    most: tl.constexpr,
+):
+    row, head = tl.program_id(0) * rows + tl.arange(0, rows), tl.program_id(1)
+    key, channel = tl.arange(0, most), tl.arange(0, width)[None, :]
+    at = (row[:, None].to(tl.int64) * heads + head) * width + channel
+    kv_at = (key[:, None] * kv_heads + head // (heads // kv_heads)) * width + channel
+    asks, has = (row < queries)[:, None], (key < keys)[:, None]
+    logits = tl.dot(tl.load(q + at, asks, 0.0), tl.trans(tl.load(k + kv_at, has, 0.0)), input_precision="ieee") * scale
+    logits = tl.where((key < keys)[None, :], logits, float("-inf"))
+    before = tl.load(lse + head * queries + row, row < queries, 0.0)
+    top = tl.maximum(before, tl.max(logits, 1))
+    kept, weights = tl.exp(before - top), tl.exp(logits - top[:, None])
+    values = tl.load(v + kv_at, has, 0.0)
+    mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    mixed += kept[:, None] * tl.load(seen + at, asks, 0.0).to(tl.float32)
+    mixed /= (kept + tl.sum(weights, 1))[:, None]
+    tl.store(seen + at, mixed.to(seen.dtype.element_ty), asks)

@@ -16,6 +16,8 @@ from cosmos3_lab.fusing import can_fuse, kernels_of
 # Preferred first; PyTorch takes the first that supports the input.
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
+TILE, LARGE = 128, 4096  # keys of a tile of cuDNN's on a Hopper GPU; queries from which on it pays to mind them
+
 MLP_TOKENS = 8192  # at a time: three intermediates of 0.2 GB instead of 1.1 at 720x1280x189, and large enough for any GPU
 
 
@@ -99,6 +101,8 @@ def attention(
 
         with torch.cuda.device_of(q):
             return single_prefill_with_kv_cache(q, k, v, causal=causal, backend="fa3").flatten(-2)
+    if not causal and _gains_by_whole_tiles(q, k):
+        return _attention_in_tiles(q, k, v)
     batch = q.shape[:-3]
     q, k, v = (x.view(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v))  # b heads s d_head
     if q.dtype == torch.float32:  # the kernels that save memory in float32 do not share key/value heads themselves
@@ -115,8 +119,33 @@ def has_flash_attention_3(q: Tensor) -> bool:
     Args:
         q: queries, `[s_q, heads, d_head]`.
     """
-    fits = q.ndim == 3 and q.dtype == torch.bfloat16 and q.shape[-1] == 128
-    return fits and can_fuse(q) and "flashinfer" in kernels_of(q.device)
+    return _is_like_nano(q) and can_fuse(q) and "flashinfer" in kernels_of(q.device)
+
+
+def _is_like_nano(q: Tensor) -> bool:
+    return q.ndim == 3 and q.dtype == torch.bfloat16 and q.shape[-1] == 128
+
+
+def _gains_by_whole_tiles(q: Tensor, k: Tensor) -> bool:
+    """Whether cuDNN is faster where the keys fill its tiles: by 8 % on a Hopper GPU (`benchmarks/attention_variants.py`)."""
+    large = len(q) >= LARGE and len(k) % TILE != 0
+    return large and _is_like_nano(q) and can_fuse(q) and torch.cuda.get_device_capability(q.device) == (9, 0)
+
+
+def _attention_in_tiles(
+    q: Float[Tensor, "s_q heads d_head"], k: Float[Tensor, "s_k kv_heads d_head"], v: Float[Tensor, "s_k kv_heads d_head"]
+) -> Float[Tensor, "s_q d_attn"]:
+    """cuDNN's attention over as many keys as fill its tiles, then ours over the few that are left."""
+    from cosmos3_lab.kernels import see_more  # imports Triton
+
+    tiles = len(k) // TILE * TILE
+    given = (x[None].transpose(1, 2) for x in (q, k[:tiles], v[:tiles]))  # b heads s d_head
+    # What `F.scaled_dot_product_attention` calls for cuDNN; it alone gives the sums that the other keys are to be added to.
+    seen, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(*given, None, True)[:2]
+    seen = seen[0].transpose(0, 1).contiguous()
+    with torch.cuda.device_of(q):
+        see_more(q, k[tiles:], v[tiles:], seen, lse[0, :, :, 0])
+    return seen.flatten(1)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

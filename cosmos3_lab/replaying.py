@@ -22,7 +22,7 @@ from cosmos3_lab.fusing import can_fuse, is_watched
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, run_gen_layers
 
-MOST_TOKENS = 2048  # of video and sound
+MOST_TOKENS = 1500  # of video and sound
 
 
 @dataclass(frozen=True, eq=False)
