@@ -20,7 +20,7 @@ from torch import Tensor
 from cosmos3_lab.quantized import EIGHT_BITS
 
 FP8, FP8_MAX = EIGHT_BITS["fp8"]
-QUERIES, KEYS = 64, 128  # of a tile of attention
+QUERIES = 64  # of a tile of attention
 
 
 def jit(function: Callable[..., None]) -> Any:  # noqa: ANN401  (a JITFunction, or the interpreter of one)
@@ -120,8 +120,9 @@ def see_more(
         lse: `log(sum(exp(q k^T / sqrt(d_head))))` over the other keys; contiguous.
     """
     (queries, heads, d_head), kv_heads = q.shape, k.shape[1]
-    grid = triton.cdiv(queries, QUERIES), heads
-    _see_more[grid](q, k, v, seen, lse, queries, len(k), d_head**-0.5, heads, kv_heads, d_head, QUERIES, KEYS, num_warps=4)
+    grid = heads, triton.cdiv(queries, QUERIES)  # in the order in which they lie in memory
+    most = max(16, triton.next_power_of_2(len(k)))
+    _see_more[grid](q, k, v, seen, lse, queries, len(k), d_head**-0.5, heads, kv_heads, d_head, QUERIES, most, num_warps=4)
 
 
 def _room(x: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
@@ -217,7 +218,7 @@ def _see_more(
     rows: tl.constexpr,
     most: tl.constexpr,
 ):
-    row, head = tl.program_id(0) * rows + tl.arange(0, rows), tl.program_id(1)
+    head, row = tl.program_id(0), tl.program_id(1) * rows + tl.arange(0, rows)
     key, channel = tl.arange(0, most), tl.arange(0, width)[None, :]
     at = (row[:, None].to(tl.int64) * heads + head) * width + channel
     kv_at = (key[:, None] * kv_heads + head // (heads // kv_heads)) * width + channel

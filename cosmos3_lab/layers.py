@@ -135,7 +135,7 @@ def _gains_by_whole_tiles(q: Tensor, k: Tensor) -> bool:
 def _attention_in_tiles(
     q: Float[Tensor, "s_q heads d_head"], k: Float[Tensor, "s_k kv_heads d_head"], v: Float[Tensor, "s_k kv_heads d_head"]
 ) -> Float[Tensor, "s_q d_attn"]:
-    """cuDNN's attention over as many keys as fill its tiles, then ours over the few that are left."""
+    """cuDNN's attention over as many keys as fill its tiles, then ours over the few that are left; rounded once more by that."""
     from cosmos3_lab.kernels import see_more  # imports Triton
 
     tiles = len(k) // TILE * TILE

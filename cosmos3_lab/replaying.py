@@ -1,7 +1,7 @@
 """The GEN layers as a CUDA graph: for small clips a GPU is done before Python has asked for its next kernel.
 
-A layer is some twenty kernels, whatever the size of the clip. Recorded once and replayed as a whole, a pass over 447 tokens
-(192x320x25) takes a quarter of the time; from 2,000 tokens on the GPU is the slower of the two and nothing is gained
+A layer is some twenty kernels, whatever the size of the clip. Recorded once and replayed as a whole, a step over 447 tokens
+(192x320x25) takes a third of the time; from about 1,000 tokens on the GPU is the slower of the two and nothing is gained
 (`benchmarks/cuda_graphs.py`). The kernels are the same, and so are the bits.
 
 A graph reads and writes fixed places in memory. So it belongs to one run: `denoise` makes a `Replay` for its steps, and nothing
@@ -22,7 +22,7 @@ from cosmos3_lab.fusing import can_fuse, is_watched
 from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, run_gen_layers
 
-MOST_TOKENS = 1500  # of video and sound
+MOST_TOKENS = 1000  # of video and sound
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def test_attention_sees_more_keys(more, size):
 
 @pytest.mark.cuda  # bfloat16 attention of cuDNN
 @pytest.mark.parametrize("keys", [5322, 8522])
-def test_attention_in_tiles_is_as_exact_as_in_one(keys, monkeypatch):
+def test_attention_in_tiles_is_rounded_once_more_than_in_one(keys, monkeypatch):
     q, k, v = (random(n, heads, 128, seed=n).bfloat16() for n, heads in ((5122, 32), (keys, 8), (keys, 8)))
     monkeypatch.setattr(layers, "has_flash_attention_3", lambda q: False)
     assert layers._gains_by_whole_tiles(q, k) == (torch.cuda.get_device_capability() == (9, 0))
@@ -92,7 +92,7 @@ def test_attention_in_tiles_is_as_exact_as_in_one(keys, monkeypatch):
     found = layers._attention_in_tiles(q, k, v)
     monkeypatch.setattr(layers, "LARGE", 10_000)
     errors = [float((y.float() - expected).norm() / expected.norm()) for y in (found, layers.attention(q, k, v, causal=False))]
-    assert errors[0] < 1.1 * errors[1] < 5e-3
+    assert errors[0] < 1.5 * errors[1] < 4e-3
 
 
 def test_tiles_are_for_long_sequences_on_a_hopper_gpu(monkeypatch):
