@@ -6,6 +6,7 @@ A layer is some twenty kernels, whatever the size of the clip. Recorded once and
 
 A graph reads and writes fixed places in memory. So it belongs to one run: `denoise` makes a `Replay` for its steps, and nothing
 outlives it. Where somebody watches the layers (`probe.py`), or their weights have moved, they are called one by one again.
+Some of that memory is its own, up to 0.2 GiB at Nano's width. No plan counts it: where there is no room, a run goes on without.
 
 Read next: `denoise.py`.
 """

@@ -68,13 +68,13 @@ class Rates:
 
 
 # For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json, layer
-# from cuda_graphs.json (36 of them over 126 tokens, launched from Python).
+# from cuda_graphs.json (a replayed step over 126 tokens is 72 of them).
 H100 = Rates(
-    linear=598e12,
-    attention=596e12,
-    convolution=580e12,
+    linear=606e12,
+    attention=654e12,
+    convolution=605e12,
     transfer=17e9,
-    layer=1.3e-3,
+    layer=3.4e-4,
     source="as on one H100",
 )
 

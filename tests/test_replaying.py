@@ -146,3 +146,24 @@ def test_what_cannot_be_recorded_says_why_and_leaves_the_gpu_usable():
     x.fill_(4)
     recorded.graph.replay()
     assert recorded.out.tolist() == [8, 8, 8]
+
+
+@pytest.mark.cuda
+def test_a_gpu_without_room_goes_on_without(tiny_folder, monkeypatch):
+    tried, record = [], Recorder.record
+
+    def crowded(self, run):
+        tried.append(1)
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+        try:
+            return record(self, run)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    monkeypatch.setattr(Recorder, "record", crowded)
+    with load_cosmos3(tiny_folder, device="cuda") as models:
+        inputs, state = begin(models)
+        assert equal(last(denoise(models.transformer, inputs, state)), one_by_one(models.transformer, inputs, state))
+        assert len(tried) == 1
