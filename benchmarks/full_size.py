@@ -21,7 +21,7 @@ from cosmos3_lab import Cosmos3TokenizedPrompt, load_cosmos3, make_request, read
 from cosmos3_lab.random_checkpoint import write_random_checkpoint
 from cosmos3_lab.run import INFERENCE_PARTS, PHASES
 
-WARM_UP = "192x320x5x2"
+WARM_UP = "480x832x9x2"
 
 
 class HostPeak:

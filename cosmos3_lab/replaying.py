@@ -24,6 +24,7 @@ from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, run_gen_layers
 
 MOST_TOKENS = 1000  # of video and sound
+ROOM = 2**29  # bytes, three times what a graph takes at Nano's width: PyTorch 2.11 does not survive to run out of memory in one
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Recorder:
         """Record what a function does, without doing it.
 
         Args:
-            run: has been called before, so that its kernels are compiled.
+            run: has been called before, so that its kernels are compiled; there must be room for its memory.
         """
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -80,7 +81,6 @@ class Replay:
     def __init__(self) -> None:
         self._runs: dict[Cosmos3Condition, _Run] = {}
         self._recorder: Recorder | None = None
-        self._has_room = True
 
     def __call__(
         self, transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_gen d_model"], cond: Cosmos3Condition
@@ -90,29 +90,21 @@ class Replay:
         Args:
             transformer, tokens, cond: see `run_gen_layers`.
         """
-        if len(tokens) > MOST_TOKENS or not self._has_room or not can_fuse(tokens) or is_watched(transformer.gen):
+        if len(tokens) > MOST_TOKENS or not can_fuse(tokens) or is_watched(transformer.gen):
             return run_gen_layers(transformer, tokens, cond)
         run, weights = self._runs.get(cond), _places(transformer)
         if run is None or run.weights != weights:
             self._runs[cond] = _Run(weights, torch.empty_like(tokens))
             return run_gen_layers(transformer, tokens, cond)  # which compiles what is not compiled yet
         with torch.cuda.device_of(tokens):
-            if run.recorded is None and not self._record(run, lambda: run_gen_layers(transformer, run.tokens, cond)):
-                return run_gen_layers(transformer, tokens, cond)
+            if run.recorded is None:
+                if not is_room():
+                    return run_gen_layers(transformer, tokens, cond)
+                self._recorder = self._recorder or Recorder()
+                run.recorded = self._recorder.record(lambda: run_gen_layers(transformer, run.tokens, cond))
             run.tokens.copy_(tokens)
             run.recorded.graph.replay()
         return run.recorded.out.clone()  # the next replay writes there
-
-    def _record(self, run: "_Run", layers: Callable[[], Tensor]) -> bool:
-        """Whether there was room for it: a graph's memory is its own, beside what layers called one by one have left."""
-        try:
-            self._recorder = self._recorder or Recorder()
-            run.recorded = self._recorder.record(layers)
-        except torch.OutOfMemoryError:
-            self._has_room = False
-            self._runs.clear()
-            self._recorder = None
-        return self._has_room
 
 
 @dataclass(eq=False)
@@ -134,3 +126,16 @@ def _places(transformer: Cosmos3Transformer) -> tuple[int, ...]:
     """Where the weights of the layers lie; in split placement they come and go."""
     layers = transformer.gen.layers
     return tuple(tensor.data_ptr() for tensors in (layers.parameters(), layers.buffers()) for tensor in tensors)
+
+
+def is_room() -> bool:
+    """Whether the current GPU has room for a graph, if need be when it got back what PyTorch keeps for nobody."""
+
+    def room() -> int:
+        free, total = torch.cuda.mem_get_info()
+        allowed = int(torch.cuda.get_per_process_memory_fraction() * total)
+        return min(free, allowed - torch.cuda.memory_reserved())
+
+    if room() < ROOM:
+        torch.cuda.empty_cache()
+    return room() >= ROOM

@@ -33,7 +33,7 @@ from cosmos3_lab.fusing import kernels_of
 from cosmos3_lab.layers import attention
 from cosmos3_lab.memory import give_back
 from cosmos3_lab.meter import Flops, Meter
-from cosmos3_lab.replaying import Recorder
+from cosmos3_lab.replaying import Recorder, is_room
 from cosmos3_lab.towers import LayerKV, Rope
 from cosmos3_lab.transfer import to_device
 from cosmos3_lab.video_vae import BUSY, iter_decode_video
@@ -112,7 +112,8 @@ def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.de
     if kernels_of(device) != "plain":
         shortest()  # which compiles
         with torch.cuda.device(device):
-            shortest = Recorder().record(shortest).graph.replay  # as `denoise` does for short sequences
+            if is_room():
+                shortest = Recorder().record(shortest).graph.replay  # as `denoise` does for short sequences
     least = _time(shortest, device, seconds=MEASURE_SECONDS / 10)
     while tokens < s_gen and _time(_layer_call(models, layer, tokens, s_text, device), device) < MEASURE_SECONDS / 8:
         tokens = min(s_gen, 4 * tokens)  # takes four to sixteen times as long

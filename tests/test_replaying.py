@@ -49,6 +49,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(Recorder, "__init__", lambda _: None)
     monkeypatch.setattr(Recorder, "record", record)
     monkeypatch.setattr(replaying, "can_fuse", lambda x: True)
+    monkeypatch.setattr(replaying, "is_room", lambda: True)
     return counts
 
 
@@ -105,16 +106,31 @@ def test_weights_that_have_moved_are_recorded_again(tiny_folder, recorded):
     assert recorded == [1, 1, 2, 2]  # the third step is called one by one
 
 
-def test_a_run_goes_on_without_where_there_is_no_room_for_it(tiny, recorded, monkeypatch):
-    def record(*_):
-        tried.append(1)
-        raise torch.OutOfMemoryError("not one byte")
-
-    tried = []
-    monkeypatch.setattr(Recorder, "record", record)
+def test_without_room_nothing_is_recorded(tiny, recorded, monkeypatch):
+    monkeypatch.setattr(replaying, "is_room", lambda: False)
     inputs, state = begin(tiny)
     assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
-    assert tried == [1]
+    assert recorded == []
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "kept", "fraction", "room"),
+    [
+        (1.0, 0, 0, 1, True),
+        (0.4, 0, 0, 1, False),
+        (0.4, 1.0, 0.2, 1, True),
+        (9.0, 4.0, 0, 0.42, False),
+        (9.0, 4.0, 0.6, 0.42, True),
+    ],
+)
+def test_room_is_what_the_gpu_and_the_limit_leave(monkeypatch, free, reserved, kept, fraction, room):
+    """GiB of a GPU of 10; `kept`: what PyTorch gives back."""
+    back = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int((free + sum(back)) * 2**30), 10 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int((reserved - sum(back)) * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: fraction)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: back.append(kept))
+    assert replaying.is_room() == room
 
 
 # ------------------------------------------------------------------------------------------------------------ GPU
@@ -150,20 +166,13 @@ def test_what_cannot_be_recorded_says_why_and_leaves_the_gpu_usable():
 
 @pytest.mark.cuda
 def test_a_gpu_without_room_goes_on_without(tiny_folder, monkeypatch):
-    tried, record = [], Recorder.record
-
-    def crowded(self, run):
-        tried.append(1)
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
-        try:
-            return record(self, run)
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-
-    monkeypatch.setattr(Recorder, "record", crowded)
+    monkeypatch.setattr(Recorder, "record", None)
     with load_cosmos3(tiny_folder, device="cuda") as models:
         inputs, state = begin(models)
-        assert equal(last(denoise(models.transformer, inputs, state)), one_by_one(models.transformer, inputs, state))
-        assert len(tried) == 1
+        expected = one_by_one(models.transformer, inputs, state)
+        room, total = torch.cuda.memory_reserved() + 2**26, torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(room / total)
+        try:
+            assert equal(last(denoise(models.transformer, inputs, state)), expected)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
