@@ -67,8 +67,8 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer from split_memory.json, layer
-# from cuda_graphs.json (a replayed step over 126 tokens is 72 of them).
+# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer as in the split run of
+# full_size_h100.json, layer from cuda_graphs.json (a replayed step over 126 tokens is 72 of them).
 H100 = Rates(
     linear=606e12,
     attention=654e12,

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 PIECE = 16 * 2**20  # bytes that a thread copies at a time: long enough for the bus, short enough to share out one layer
 Piece = tuple[Tensor, Tensor]  # bytes on the CPU and their place on the device
-THREADS = 8  # 1, 4, 8, 16 give 5, 13, 18, 19 GB/s from the page cache to an H100 (benchmarks/results/split_memory.json)
+THREADS = 8  # 1, 4, 8, 16 give 4, 11, 13, 13 GB/s from the page cache to an H100 (benchmarks/results/split_memory.json)
 
 
 def transfer_bar(name: str, device: torch.device, nbytes: int) -> tqdm:
