@@ -13,7 +13,7 @@ import torch
 from measuring import Results, median_seconds, peak_gpu
 from nano_parts import inputs_and_state, random_module
 
-from cosmos3_lab import replaying
+from cosmos3_lab import layer_graphs
 from cosmos3_lab.denoise import denoise_step
 from cosmos3_lab.random_checkpoint import RECIPES
 from cosmos3_lab.sizes import pixel_to_latent_shape, sound_latent_frames
@@ -31,7 +31,7 @@ def main():
     results, recipe = Results(a.out), RECIPES["tiny" if a.tiny else "nano"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    replaying.MOST_TOKENS = sys.maxsize
+    layer_graphs.MOST_TOKENS = sys.maxsize
     transformer = random_module(lambda: Cosmos3Transformer(recipe.transformer), device, dtype)
     transformer.gen.time_embedder.float()
     for size in a.sizes.split(","):
@@ -43,7 +43,7 @@ def main():
 def measure(transformer, inputs, state):
     """Seconds, and MiB of GPU memory that a step takes beside the weights, latents and conditions."""
     tokens = embed_gen_tokens(transformer, state.latents, 500)
-    run_layers = {"from Python": run_gen_layers, "replayed": replaying.Replay()}
+    run_layers = {"from Python": run_gen_layers, "replayed": layer_graphs.LayerGraphs()}
     outs, found = [], {"tokens": len(tokens)}
     for name, run in run_layers.items():
         peak_gpu(reset=True)

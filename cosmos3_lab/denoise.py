@@ -22,9 +22,9 @@ from cosmos3_lab.checkpoint import Cosmos3Models
 from cosmos3_lab.guidance import GuidedVelocity, guide
 from cosmos3_lab.guidance_scale import Guidance, needs_uncond, resolve_guidance, simplest
 from cosmos3_lab.latents import Latents, init_latents
+from cosmos3_lab.layer_graphs import LayerGraphs
 from cosmos3_lab.presets import Precision, Preset, UseKarras, get_preset, make_solver, resolve_schedule, with_solver
 from cosmos3_lab.records import Keep, StepRecord, record_step  # noqa: F401  (Keep: whoever takes steps finds it here)
-from cosmos3_lab.replaying import Replay
 from cosmos3_lab.request import Cosmos3T2VRequest
 from cosmos3_lab.schedule import Schedule, ScheduleName
 from cosmos3_lab.settings import CheckpointConfigs
@@ -345,11 +345,14 @@ def denoise(
     Args:
         transformer, inputs, state: see `denoise_step`.
         stop: the step before which to stop; None runs to the end.
+
+    On a GPU the layers of a small clip are replayed as graphs (`layer_graphs.py`), which hold up to 0.2 GiB until the iterator is
+    exhausted or dropped.
     """
     stop = inputs.schedule.num_steps if stop is None else min(stop, inputs.schedule.num_steps)
-    replay = Replay()
+    graphs = LayerGraphs()
     while state.step_index < stop:
-        state, record = denoise_step(transformer, inputs, state, run_layers=replay)
+        state, record = denoise_step(transformer, inputs, state, run_layers=graphs)
         yield state, record
 
 

@@ -8,7 +8,8 @@
 Names are module paths, which are the checkpoint's tensor names without the last part (see `towers.py`). A value is reduced in the
 hook, and the reduced value leaves the GPU when the next pass begins, so that nothing grows with the number of layers but what
 was asked for. Recording changes no result; `patch` exists to change one. On a GPU a hook on a part of a layer makes that layer
-run plainly (`towers.py`), which differs by rounding: set `COSMOS3_PLAIN=1` for both runs where that matters.
+run plainly (`towers.py`), which differs by rounding: set `COSMOS3_PLAIN=1` for both runs where that matters. With any hook
+inside of GEN a small clip does without its graphs (`layer_graphs.py`), which costs time alone.
 
 In split placement UND's layers visit the GPU as copies, which hooks do not see; GEN's are always seen.
 

@@ -30,10 +30,10 @@ from cosmos3_lab.costs import (
     parse_size,
 )
 from cosmos3_lab.fusing import kernels_of
+from cosmos3_lab.layer_graphs import Recorder, is_room
 from cosmos3_lab.layers import attention
 from cosmos3_lab.memory import give_back
 from cosmos3_lab.meter import Flops, Meter
-from cosmos3_lab.replaying import Recorder, is_room
 from cosmos3_lab.towers import LayerKV, Rope
 from cosmos3_lab.transfer import to_device
 from cosmos3_lab.video_vae import BUSY, iter_decode_video
@@ -50,7 +50,7 @@ class Rates:
     Attributes:
         linear, attention, convolution: FLOPs a second in the layers of both towers, in their attention, in the decoders.
         transfer: bytes a second from host memory, for the weights that split placement moves.
-        layer: seconds that a layer takes at the least, however short the sequence: starting its kernels.
+        layer: seconds that a layer takes at the least, however short the sequence: on a GPU replayed, as GEN's are then.
         source: where the numbers come from, in words.
     """
 
@@ -67,8 +67,9 @@ class Rates:
         return max(towers, layers * self.layer) + flops.convolution / self.convolution
 
 
-# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json, transfer as in the split run of
-# full_size_h100.json, layer from cuda_graphs.json (a replayed step over 126 tokens is 72 of them).
+# For machines without a GPU: by `read_rates` from benchmarks/results/nano_h200.json; transfer as in the split run of
+# full_size_h100.json (the machine of split_memory.json copied at 13 GB/s); layer from cuda_graphs.json (a replayed step over
+# 126 tokens is 72 of them).
 H100 = Rates(
     linear=606e12,
     attention=654e12,

@@ -219,7 +219,7 @@ def predict_velocity(
         timestep: integer in [0, 1000).
         cond: of this branch (prompt or negative prompt).
         timestep_dtype: see `embed_gen_tokens`.
-        run_layers: calls all layers; `replaying.Replay()` replays them.
+        run_layers: calls all layers; `layer_graphs.LayerGraphs()`, one for the steps of a run, replays them.
 
     Returns:
         Velocities in the model's dtype, shaped as `latents`.

@@ -82,6 +82,18 @@ def test_attention_sees_more_keys(more, size):
     close(seen, attend(q, k, v)[0], 5e-6)
 
 
+@pytest.mark.parametrize("keys", [300, 257])
+def test_attention_in_tiles_is_that_over_all_keys(keys, monkeypatch):
+    def of_cudnn(q, k, v, bias, with_lse):
+        assert (bias, with_lse, k.shape) == (None, True, (1, 2, 256, 32))
+        seen, lse = attend(*(x[0].transpose(0, 1) for x in (q, k, v)))
+        return seen.transpose(0, 1)[None], lse[None, :, :, None], None
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", of_cudnn)
+    q, k, v = (random(n, heads, 32, seed=heads) for n, heads in ((70, 4), (keys, 2), (keys, 2)))
+    close(layers._attention_in_tiles(q, k, v), attend(q, k, v)[0].flatten(1), 5e-6)
+
+
 @pytest.mark.cuda  # bfloat16 attention of cuDNN
 @pytest.mark.parametrize("keys", [5322, 8522])
 def test_attention_in_tiles_is_rounded_once_more_than_in_one(keys, monkeypatch):
@@ -101,8 +113,10 @@ def test_tiles_are_for_long_sequences_on_a_hopper_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(fusing, "find_spec", lambda name: name if name == "triton" else None)
     assert layers._gains_by_whole_tiles(q, k)
-    for short, odd in ((q[1:], k), (q, k[:4992]), (q[None], k), (q.half(), k)):
-        assert not layers._gains_by_whole_tiles(short, odd)
+    for other_q, other_k in ((q[1:], k), (q, k[:4992]), (q, k[:100]), (q[:, None], k), (q.half(), k), (q[..., :64], k)):
+        assert not layers._gains_by_whole_tiles(other_q, other_k)
+    with torch.enable_grad():
+        assert not layers._gains_by_whole_tiles(q, k)
     capability[0] = (8, 9)
     assert not layers._gains_by_whole_tiles(q, k)
 
@@ -251,6 +265,18 @@ def test_a_pixel_of_zeros_stays_one():
     out = torch.ones_like(x)
     vae_kernels.norm_silu(x, torch.ones(8, device=DEVICE), out)
     assert not out.any()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("channels", [8, 12])
+def test_frames_are_doubled(times, channels):
+    x, bias = (
+        random(1, times * channels, 2, 3, 5).contiguous(memory_format=torch.channels_last_3d),
+        random(times * channels, seed=1),
+    )
+    shifted = (x + bias.view(1, -1, 1, 1, 1))[0].unflatten(0, (times, channels))
+    expected = shifted.permute(2, 0, 1, 3, 4).flatten(0, 1).repeat_interleave(2, -2).repeat_interleave(2, -1)
+    assert torch.equal(vae_kernels.double(x, times=times, bias=bias), expected)
 
 
 @pytest.mark.parametrize("time", [True, False])

@@ -98,7 +98,7 @@ ROWS = [
         "contact_sheet",
         "plain",
     },
-    {"checkpoint", "random_checkpoint", "replaying"},
+    {"checkpoint", "random_checkpoint", "layer_graphs"},
     {"denoise", "inspection", "prepare", "costs", "decode"},
     {"branch", "manifest", "preview", "lessons", "solver_lab", "speed", "selftest", "passes", "edits", "reuse", "walks"},
     {"plan", "run", "probe", "attention_maps", "trace"},

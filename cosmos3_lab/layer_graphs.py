@@ -1,12 +1,13 @@
 """The GEN layers as a CUDA graph: for small clips a GPU is done before Python has asked for its next kernel.
 
 A layer is some twenty kernels, whatever the size of the clip. Recorded once and replayed as a whole, a step over 447 tokens
-(192x320x25) takes a third of the time; from about 1,000 tokens on the GPU is the slower of the two and nothing is gained
-(`benchmarks/cuda_graphs.py`). The kernels are the same, and so are the bits.
+(192x320x25) takes a quarter to two thirds of the time, depending on the host; from about 1,000 tokens on the GPU is the slower of
+the two and nothing is gained (`benchmarks/cuda_graphs.py`). The kernels are the same, and so are the bits.
 
-A graph reads and writes fixed places in memory. So it belongs to one run: `denoise` makes a `Replay` for its steps, and nothing
-outlives it. Where somebody watches the layers (`probe.py`), or their weights have moved, they are called one by one again.
-Some of that memory is its own, up to 0.2 GiB at Nano's width. No plan counts it: where there is no room, a run goes on without.
+A graph reads and writes fixed places in memory. So it belongs to one run: `denoise` makes a `LayerGraphs` for its steps, and
+nothing outlives it. Where somebody watches the layers (`probe.py`) they are called one by one, and for the rest of the run where
+their weights have moved, or there is no room: some of the memory is the graphs' own, up to 0.2 GiB at Nano's width, which no plan
+counts.
 
 Read next: `denoise.py`.
 """
@@ -24,7 +25,7 @@ from cosmos3_lab.towers import Cosmos3Transformer
 from cosmos3_lab.transformer import Cosmos3Condition, run_gen_layers
 
 MOST_TOKENS = 1000  # of video and sound
-ROOM = 2**29  # bytes, three times what a graph takes at Nano's width: PyTorch 2.11 does not survive to run out of memory in one
+ROOM = 2**29  # bytes, more than twice what Nano's graphs take: PyTorch 2.11 does not survive to run out of memory in one
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,12 @@ class Recorded:
     Attributes:
         graph: to replay.
         out: what the function returned; every replay writes there.
+        run: the function, which keeps its inputs alive.
     """
 
     graph: torch.cuda.CUDAGraph
     out: Tensor
+    run: Callable[[], Tensor]
 
 
 class Recorder:
@@ -53,11 +56,14 @@ class Recorder:
         """Record what a function does, without doing it.
 
         Args:
-            run: has been called before, so that its kernels are compiled; there must be room for its memory.
+            run: has been called before, so that its kernels are compiled; there must be room for its memory (`is_room`).
+
+        Raises:
+            Exception: whatever `run` raises; the GPU can be used as before.
         """
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
-        # Not `torch.cuda.graph`, which collects garbage and hands all spare memory back first. Other threads may go on meanwhile.
+        # Not `torch.cuda.graph`, which collects garbage and hands all spare memory back first. Other threads may start kernels.
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -72,15 +78,17 @@ class Recorder:
                 # cuBLAS keeps memory of its own for each stream: here a piece of the pool, which could not be given back.
                 torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.current_stream().wait_stream(self._stream)
-        return Recorded(graph, out)
+        return Recorded(graph, out, run)
 
 
-class Replay:
+class LayerGraphs:
     """`run_gen_layers` for the steps of one run: called as such at first, replayed from then on where that pays."""
 
     def __init__(self) -> None:
-        self._runs: dict[Cosmos3Condition, _Run] = {}
         self._recorder: Recorder | None = None
+        self._weights: tuple[int, ...] | None = None  # where they lie
+        self._branches: dict[Cosmos3Condition, _Branch | None] = {}  # None: has been called once
+        self._off = False
 
     def __call__(
         self, transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_gen d_model"], cond: Cosmos3Condition
@@ -90,36 +98,51 @@ class Replay:
         Args:
             transformer, tokens, cond: see `run_gen_layers`.
         """
-        if len(tokens) > MOST_TOKENS or not can_fuse(tokens) or is_watched(transformer.gen):
+        branch = self._branch(transformer, tokens, cond)
+        if branch is None:
             return run_gen_layers(transformer, tokens, cond)
-        run, weights = self._runs.get(cond), _places(transformer)
-        if run is None or run.weights != weights:
-            self._runs[cond] = _Run(weights, torch.empty_like(tokens))
-            return run_gen_layers(transformer, tokens, cond)  # which compiles what is not compiled yet
+        branch.tokens.copy_(tokens)
         with torch.cuda.device_of(tokens):
-            if run.recorded is None:
+            branch.recorded.graph.replay()
+        return branch.recorded.out.clone()  # the next replay writes there
+
+    def _branch(self, transformer: Cosmos3Transformer, tokens: Tensor, cond: Cosmos3Condition) -> "_Branch | None":
+        """What to replay for this condition; None where the layers are to be called."""
+        if self._off or len(tokens) > MOST_TOKENS or not can_fuse(tokens) or is_watched(transformer.gen):
+            return None
+        weights = _places(transformer)
+        self._weights = self._weights or weights
+        if weights != self._weights:
+            return self._give_up()
+        if cond not in self._branches:
+            self._branches[cond] = None  # this call compiles what is not compiled yet
+        elif self._branches[cond] is None:
+            with torch.cuda.device_of(tokens):
                 if not is_room():
-                    return run_gen_layers(transformer, tokens, cond)
+                    return self._give_up()
                 self._recorder = self._recorder or Recorder()
-                run.recorded = self._recorder.record(lambda: run_gen_layers(transformer, run.tokens, cond))
-            run.tokens.copy_(tokens)
-            run.recorded.graph.replay()
-        return run.recorded.out.clone()  # the next replay writes there
+                with torch.inference_mode(False):  # later steps may write there outside of it
+                    place = torch.empty_like(tokens)
+                recorded = self._recorder.record(lambda: run_gen_layers(transformer, place, cond))
+                self._branches[cond] = _Branch(place, recorded)
+        return self._branches[cond]
+
+    def _give_up(self) -> None:
+        self._off = True
+        self._branches.clear()
 
 
-@dataclass(eq=False)
-class _Run:
-    """Of one condition.
+@dataclass(frozen=True, eq=False)
+class _Branch:
+    """The layers for one condition.
 
     Attributes:
-        weights: where they lay when it was recorded.
-        tokens: its input.
-        recorded: None after its first call.
+        tokens: where they are read.
+        recorded: all of them.
     """
 
-    weights: tuple[int, ...]
     tokens: Tensor
-    recorded: Recorded | None = None
+    recorded: Recorded
 
 
 def _places(transformer: Cosmos3Transformer) -> tuple[int, ...]:

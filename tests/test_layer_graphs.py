@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cosmos3_lab import denoise, denoise_step, load_cosmos3, prepare_denoise, prepare_request, replaying
-from cosmos3_lab.replaying import MOST_TOKENS, Recorder, Replay
+from cosmos3_lab import denoise, denoise_step, layer_graphs, load_cosmos3, prepare_denoise, prepare_request
+from cosmos3_lab.layer_graphs import MOST_TOKENS, LayerGraphs, Recorder
 from cosmos3_lab.transformer import run_gen_layers
 
 PROMPT, SETTINGS = "a red circle bounces", {"with_sound": True, "num_inference_steps": 5}
@@ -37,19 +37,21 @@ def recorded(monkeypatch):
     counts = []
 
     def record(_, run):
-        out, at = run(), len(counts)
+        at = len(counts)
         counts.append(0)
+        with torch.inference_mode(False):
+            out = torch.zeros_like(run())
 
         def replay():
             counts[at] += 1
             out.copy_(run())
 
-        return SimpleNamespace(graph=SimpleNamespace(replay=replay), out=out.zero_())
+        return SimpleNamespace(graph=SimpleNamespace(replay=replay), out=out)
 
     monkeypatch.setattr(Recorder, "__init__", lambda _: None)
     monkeypatch.setattr(Recorder, "record", record)
-    monkeypatch.setattr(replaying, "can_fuse", lambda x: True)
-    monkeypatch.setattr(replaying, "is_room", lambda: True)
+    monkeypatch.setattr(layer_graphs, "can_fuse", lambda x: True)
+    monkeypatch.setattr(layer_graphs, "is_room", lambda: True)
     return counts
 
 
@@ -61,25 +63,24 @@ def test_both_branches_are_recorded_at_their_second_step_and_replayed_from_then_
 
 def test_a_result_outlives_the_next_replay(tiny, recorded):
     inputs, _ = begin(tiny)
-    replay, (first, second) = Replay(), (torch.randn(inputs.cond.layout.s_gen, tiny.config.hidden_size) for _ in "ab")
+    graphs, (first, second) = LayerGraphs(), (torch.randn(inputs.cond.layout.s_gen, tiny.config.hidden_size) for _ in "ab")
     for _ in range(2):
-        out = replay(tiny.transformer, first, inputs.cond)
-    replay(tiny.transformer, second, inputs.cond)
+        out = graphs(tiny.transformer, first, inputs.cond)
+    graphs(tiny.transformer, second, inputs.cond)
     assert recorded == [2]
     assert torch.equal(out, run_gen_layers(tiny.transformer, first, inputs.cond))
 
 
 def test_long_sequences_are_not_recorded(tiny, recorded, monkeypatch):
     inputs, state = begin(tiny)
-    monkeypatch.setattr(replaying, "MOST_TOKENS", inputs.cond.layout.s_gen - 1)
+    monkeypatch.setattr(layer_graphs, "MOST_TOKENS", inputs.cond.layout.s_gen - 1)
     last(denoise(tiny.transformer, inputs, state))
     assert recorded == []
     assert inputs.cond.layout.s_gen < MOST_TOKENS
 
 
-def test_the_cpu_records_nothing(tiny, recorded, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(replaying, "Recorder", None)
+def test_the_cpu_records_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(layer_graphs, "Recorder", None)
     inputs, state = begin(tiny)
     assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
 
@@ -95,7 +96,7 @@ def test_whoever_watches_is_called_at_every_step(tiny, recorded, name):
     assert recorded == []
 
 
-def test_weights_that_have_moved_are_recorded_again(tiny_folder, recorded):
+def test_where_weights_have_moved_the_rest_is_called(tiny_folder, recorded):
     with load_cosmos3(tiny_folder, device="cpu") as models:
         inputs, state = begin(models)
         expected, steps = one_by_one(models.transformer, inputs, state), denoise(models.transformer, inputs, state)
@@ -103,14 +104,24 @@ def test_weights_that_have_moved_are_recorded_again(tiny_folder, recorded):
         weight = models.transformer.gen.layers[0].mlp_moe_gen.up_proj.weight
         weight.data = weight.data.clone()
         assert equal(last(steps), expected)
-    assert recorded == [1, 1, 2, 2]  # the third step is called one by one
+    assert recorded == [1, 1]
 
 
 def test_without_room_nothing_is_recorded(tiny, recorded, monkeypatch):
-    monkeypatch.setattr(replaying, "is_room", lambda: False)
+    asked = []
+    monkeypatch.setattr(layer_graphs, "is_room", lambda: asked.append(1))
     inputs, state = begin(tiny)
     assert equal(last(denoise(tiny.transformer, inputs, state)), one_by_one(tiny.transformer, inputs, state))
-    assert recorded == []
+    assert (recorded, asked) == ([], [1])
+
+
+def test_steps_may_leave_inference_mode(tiny, recorded):
+    inputs, state = begin(tiny)
+    expected, steps = one_by_one(tiny.transformer, inputs, state), denoise(tiny.transformer, inputs, state)
+    with torch.inference_mode():
+        next(steps), next(steps)
+    assert equal(last(steps), expected)
+    assert recorded == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,7 @@ def test_room_is_what_the_gpu_and_the_limit_leave(monkeypatch, free, reserved, k
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int((reserved - sum(back)) * 2**30))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: fraction)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: back.append(kept))
-    assert replaying.is_room() == room
+    assert layer_graphs.is_room() == room
 
 
 # ------------------------------------------------------------------------------------------------------------ GPU
