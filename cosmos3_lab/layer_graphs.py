@@ -30,15 +30,15 @@ ROOM = 2**29  # bytes, more than twice what Nano's graphs take: PyTorch 2.11 doe
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A function of no arguments as a CUDA graph: `graph.replay()` does it again, on what is in its inputs then.
+    """A function of no arguments as a CUDA graph.
 
     Attributes:
-        graph: to replay.
+        replay: does it again, on what is in its inputs then.
         out: what the function returned; every replay writes there.
         run: the function, which keeps its inputs alive.
     """
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     out: Tensor
     run: Callable[[], Tensor]
 
@@ -78,7 +78,7 @@ class Recorder:
                 # cuBLAS keeps memory of its own for each stream: here a piece of the pool, which could not be given back.
                 torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.current_stream().wait_stream(self._stream)
-        return Recorded(graph, out, run)
+        return Recorded(graph.replay, out, run)
 
 
 class LayerGraphs:
@@ -103,7 +103,7 @@ class LayerGraphs:
             return run_gen_layers(transformer, tokens, cond)
         branch.tokens.copy_(tokens)
         with torch.cuda.device_of(tokens):
-            branch.recorded.graph.replay()
+            branch.recorded.replay()
         return branch.recorded.out.clone()  # the next replay writes there
 
     def _branch(self, transformer: Cosmos3Transformer, tokens: Tensor, cond: Cosmos3Condition) -> "_Branch | None":

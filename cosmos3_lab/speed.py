@@ -115,7 +115,7 @@ def _measure_layer(models: MetaModels, s_gen: int, s_text: int, device: torch.de
         with torch.cuda.device(device):
             if is_room():
                 recorded = Recorder().record(shortest)  # as `denoise` does for short sequences
-                shortest = recorded.graph.replay
+                shortest = recorded.replay
     least = _time(shortest, device, seconds=MEASURE_SECONDS / 10)
     while tokens < s_gen and _time(_layer_call(models, layer, tokens, s_text, device), device) < MEASURE_SECONDS / 8:
         tokens = min(s_gen, 4 * tokens)  # takes four to sixteen times as long

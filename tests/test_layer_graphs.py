@@ -1,12 +1,10 @@
 """Replayed layers: the same bits as layers called one by one, and only where nobody would miss a call."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from cosmos3_lab import denoise, denoise_step, layer_graphs, load_cosmos3, prepare_denoise, prepare_request
-from cosmos3_lab.layer_graphs import MOST_TOKENS, LayerGraphs, Recorder
+from cosmos3_lab.layer_graphs import MOST_TOKENS, LayerGraphs, Recorded, Recorder
 from cosmos3_lab.transformer import run_gen_layers
 
 PROMPT, SETTINGS = "a red circle bounces", {"with_sound": True, "num_inference_steps": 5}
@@ -46,7 +44,7 @@ def recorded(monkeypatch):
             counts[at] += 1
             out.copy_(run())
 
-        return SimpleNamespace(graph=SimpleNamespace(replay=replay), out=out)
+        return Recorded(replay, out, run)
 
     monkeypatch.setattr(Recorder, "__init__", lambda _: None)
     monkeypatch.setattr(Recorder, "record", record)
@@ -171,7 +169,7 @@ def test_what_cannot_be_recorded_says_why_and_leaves_the_gpu_usable():
         Recorder().record(fail)
     recorded = Recorder().record(lambda: 2 * x)
     x.fill_(4)
-    recorded.graph.replay()
+    recorded.replay()
     assert recorded.out.tolist() == [8, 8, 8]
 
 
