@@ -10,6 +10,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+# Looked up once: it takes as long as starting a few kernels, and every layer asks.
+INSTALLED = frozenset(name for name in ("triton", "flashinfer") if find_spec(name))
+
 
 def can_fuse(x: Tensor) -> bool:
     """Whether there are an NVIDIA GPU and Triton (which comes with PyTorch on Linux), and no gradients are asked for.
@@ -35,7 +38,7 @@ def kernels_of(device: torch.device) -> str:
     Args:
         device: of the run.
     """
-    if device.type != "cuda" or os.environ.get("COSMOS3_PLAIN", "") not in ("", "0") or find_spec("triton") is None:
+    if device.type != "cuda" or os.environ.get("COSMOS3_PLAIN", "") not in ("", "0") or "triton" not in INSTALLED:
         return "plain"
-    hopper = find_spec("flashinfer") is not None and torch.cuda.get_device_capability(device) == (9, 0)
+    hopper = "flashinfer" in INSTALLED and torch.cuda.get_device_capability(device) == (9, 0)
     return "triton and flashinfer" if hopper else "triton"

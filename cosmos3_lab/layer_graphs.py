@@ -1,8 +1,8 @@
 """The GEN layers as a CUDA graph: for small clips a GPU is done before Python has asked for its next kernel.
 
 A layer is some twenty kernels, whatever the size of the clip. Recorded once and replayed as a whole, a step over 447 tokens
-(192x320x25) takes a quarter to two thirds of the time, depending on the host; from about 1,000 tokens on the GPU is the slower of
-the two and nothing is gained (`benchmarks/cuda_graphs.py`). The kernels are the same, and so are the bits.
+(192x320x25) takes two thirds of the time, over 126 (192x320x5) a third; from about 1,000 tokens on the GPU is the slower of the
+two and nothing is gained (`benchmarks/cuda_graphs.py`). The kernels are the same, and so are the bits.
 
 A graph reads and writes fixed places in memory. So it belongs to one run: `denoise` makes a `LayerGraphs` for its steps, and
 nothing outlives it. Where somebody watches the layers (`probe.py`) they are called one by one, and for the rest of the run where

@@ -199,6 +199,7 @@ def project_velocity(transformer: Cosmos3Transformer, tokens: Float[Tensor, "s_g
     return Latents(velocity, gen.audio_proj_out(sound)[None] if layout.n_sound else None)
 
 
+# What `run_gen_layers` is, for whoever calls the layers in another way.
 RunLayers = Callable[[Cosmos3Transformer, Float[Tensor, "s_gen d_model"], Cosmos3Condition], Float[Tensor, "s_gen d_model"]]
 
 

@@ -32,8 +32,7 @@ def norm_silu(
         bias: of the convolution that `x` comes from.
     """
     channels, pixels = x.shape[1], x.numel() // x.shape[1]
-    block = triton.next_power_of_2(channels)
-    rows = max(1, NUMBERS // block)
+    block, rows = _block_of(channels)
     _norm_silu[(triton.cdiv(pixels, rows),)](
         x, gamma, x if bias is None else bias, out, pixels, channels, block, rows, bias is not None, num_warps=4
     )
@@ -63,8 +62,7 @@ def double(
     _, both, frames, height, width = x.shape
     channels = both // times
     out = x.new_empty(frames * times, 2 * height, 2 * width, channels)
-    block = triton.next_power_of_2(channels)
-    rows = max(1, NUMBERS // block)
+    block, rows = _block_of(channels)
     grid = (triton.cdiv(width, rows), height, frames * times)
     _double[grid](x, x if bias is None else bias, out, height, width, channels, times, block, rows, bias is not None, num_warps=4)
     return out.permute(0, 3, 1, 2)
@@ -84,8 +82,7 @@ def add_upsampled(
     _, channels, frames, height, width = x.shape
     times = 2 if frames + skip > small.shape[2] else 1
     copies = channels * times * 4 // small.shape[1]
-    block = triton.next_power_of_2(channels)
-    rows = max(1, NUMBERS // block)
+    block, rows = _block_of(channels)
     grid = (triton.cdiv(width, rows), height, frames)
     shape = height, width, channels, small.shape[1]
     _add_upsampled[grid](x, bias, small, skip, *shape, times, copies, block, rows, num_warps=4)
@@ -102,6 +99,12 @@ def snake(x: Float[Tensor, "b c n"], alpha: Float[Tensor, "1 c 1"], beta: Float[
     grid = (x.shape[0] * x.shape[1], triton.cdiv(samples, NUMBERS))
     _snake[grid](x, alpha, beta, out, samples, x.shape[1], NUMBERS, num_warps=4)
     return out
+
+
+def _block_of(channels: int) -> tuple[int, int]:
+    """Room for the channels of one pixel, a power of two as Triton wants it, and pixels of a block."""
+    room = triton.next_power_of_2(channels)
+    return room, max(1, NUMBERS // room)
 
 
 @jit

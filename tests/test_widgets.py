@@ -200,9 +200,8 @@ def test_every_control_changes_something_and_back_again_is_the_same(name, makers
         other = control.min if control.value != control.min else control.max
         assert changes(widget, control, other), control.description
     for control in controls:
-        if isinstance(
-            control, ipywidgets.ToggleButtons
-        ):  # one step's scale, say, may well be the whole run's, but not every step's
+        # One step's scale, say, may well be the whole run's, but not every step's.
+        if isinstance(control, ipywidgets.ToggleButtons):
             assert any([changes(widget, control, control.options[1][1]) for _ in positions(sliders)]), control.description
     assert len(sliders) >= 1 or any(isinstance(control, ipywidgets.ToggleButtons) for control in controls)
 
