@@ -212,7 +212,7 @@ def read_rates(path: str | Path) -> Rates:
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         return rates_from_results(results, source=f"from {Path(path).name}")
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"got {path}, expected JSON of benchmarks/nano_h200.py, with full_step/SIZE and vae_decode/SIZE of "
             f"two sizes ({error})"

@@ -449,7 +449,7 @@ def test_nano_needs_no_folder(call):
         (["100x96x9"], "multiple of 16"),
         (["--gpu-memory", "0"], "above 0"),
         (["--steps", "0"], "at least one"),
-        (["--measured", "nothing.json"], "nothing.json"),
+        (["--measured", "nothing.json"], "got nothing.json, expected JSON of benchmarks/nano_h200.py"),
         (["--checkpoint", "nowhere"], "nowhere is not a folder"),
     ],
 )
