@@ -207,7 +207,7 @@ def read_rates(path: str | Path) -> Rates:
         path: JSON of `benchmarks/nano_h200.py`.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: there is no such file, or it holds something else.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
